@@ -1,0 +1,723 @@
+"""The whole model in one file: domain-aware LoRA, the router that mixes its experts, the model and its output.
+
+For every adapted matrix W with input x and image b,
+
+    y = W x + s * sum_k w[b, k] * B_k A_k x
+
+is evaluated as *one* LoRA of rank K * r, whose hidden columns are scaled per image by `w`.
+
+Source: LoRA, arXiv:2106.09685 eq. 3; rsLoRA scaling, arXiv:2312.03732; the per-image mixture is ours. The frozen
+base is DINOv2, arXiv:2304.07193, as implemented by transformers.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
+from transformers import Dinov2Config, Dinov2Model, PreTrainedModel
+from transformers.utils import ModelOutput, cached_file
+from transformers.utils.hub import extract_commit_hash
+
+try:
+    from .configuration_adaptface import AdaptFaceConfig
+except ImportError:  # imported as a script beside its siblings, not as a package
+    from configuration_adaptface import AdaptFaceConfig
+
+# What says where to look on the Hub; the rest of `from_pretrained`'s arguments concern the adapters only.
+_HUB_OPTIONS = ("cache_dir", "local_files_only", "token", "proxies")
+_SAME_ARCHITECTURE = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio", "patch_size", "num_channels",
+    "qkv_bias", "use_swiglu_ffn", "hidden_act", "layer_norm_eps",
+)  # fmt: skip
+
+
+@dataclass
+class AdaptFaceOutput(ModelOutput):
+    """Output of [`AdaptFaceModel`].
+
+    Args:
+        pooler_output (`torch.FloatTensor` of shape `(B, E)`): L2-normalised embeddings, float32.
+        features (`torch.FloatTensor` of shape `(B, E)`): embeddings before normalisation, float32. Margin heads and
+            the flip test take these; their norm follows the image's quality.
+        domain_logits (`torch.FloatTensor` of shape `(B, K)`, *optional*): the router's logits; None without a router.
+        domain_weights (`torch.FloatTensor` of shape `(B, K)`, *optional*): the mix that was used; rows sum to 1.
+        last_hidden_state (`torch.FloatTensor` of shape `(B, 1 + N, D)`, *optional*): normalised tokens of the last
+            block; computed only with `output_hidden_states` or `output_attentions`, since embeddings need CLS alone.
+        hidden_states (`tuple` of L + 1 tensors of shape `(B, 1 + N, D)`, *optional*): input of the first block and
+            output of each block.
+        attentions (`tuple` of L tensors of shape `(B, heads, 1 + N, 1 + N)`, *optional*): attention of each block.
+    """
+
+    pooler_output: torch.FloatTensor | None = None
+    features: torch.FloatTensor | None = None
+    domain_logits: torch.FloatTensor | None = None
+    domain_weights: torch.FloatTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+    @property
+    def embeddings(self) -> torch.FloatTensor | None:
+        """`(B, E)` L2-normalised embeddings; another name of `pooler_output`."""
+        return self.pooler_output
+
+
+class _MixedLowRankLinear(torch.autograd.Function):
+    """`x W^T + b + s * ((x A^T) * w) B` with W and b frozen.
+
+    Keeps the inputs for the backward pass and recomputes the rank-K*r hidden columns from them: a product of two
+    small matrices costs less than storing its result, its scaled copy and the masks of autograd's own chain.
+    """
+
+    @staticmethod
+    def forward(ctx, x, adapter_x, weight, bias, lora_a, lora_b, mix, scaling):
+        # x, adapter_x (B, N, in); weight (out, in); lora_a (K, r, in); lora_b (K, r, out); mix (B, K)
+        ctx.save_for_backward(x if adapter_x is None else adapter_x, weight, lora_a, lora_b, mix)
+        ctx.shared_input, ctx.scaling = adapter_x is None, scaling
+        y = F.linear(x, weight, bias)  # (B, N, out)
+        hidden = _mixed_hidden(x if adapter_x is None else adapter_x, lora_a, mix)  # (B, N, K * r)
+        y.flatten(0, 1).addmm_(hidden.flatten(0, 1), lora_b.flatten(0, 1), alpha=scaling)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_y):
+        x, weight, lora_a, lora_b, mix = ctx.saved_tensors
+        needs_x, needs_adapter_x, _, _, needs_a, needs_b, needs_mix, _ = ctx.needs_input_grad
+        grad_y, x_rows = grad_y.flatten(0, 1), x.flatten(0, 1)  # (B * N, out), (B * N, in)
+        a, b = lora_a.flatten(0, 1), lora_b.flatten(0, 1)  # (K * r, in), (K * r, out)
+        experts = (*x.shape[:2], *lora_a.shape[:2])  # (B, N, K, r)
+        weights = mix[:, None, :, None]  # (B, 1, K, 1)
+
+        grad_x = grad_adapter_x = grad_a = grad_b = grad_mix = None
+        grad_hidden = torch.addmm(grad_y.new_zeros(1), grad_y, b.t(), beta=0, alpha=ctx.scaling).view(experts)
+        if needs_b or needs_mix:
+            hidden = (x_rows @ a.t()).view(experts)
+            if needs_mix:
+                grad_mix = (grad_hidden * hidden).sum((1, 3))
+            if needs_b:
+                hidden *= weights
+                grad_b = torch.mm(hidden.view(-1, b.shape[0]).t(), grad_y).mul_(ctx.scaling).view_as(lora_b)
+        grad_hidden *= weights
+        rows = grad_hidden.view(-1, a.shape[0])
+        if needs_a:
+            grad_a = (rows.t() @ x_rows).view_as(lora_a)
+        if needs_x:
+            grad_x = grad_y @ weight
+            if ctx.shared_input:
+                grad_x.addmm_(rows, a)
+            grad_x = grad_x.view_as(x)
+        if needs_adapter_x:
+            grad_adapter_x = (rows @ a).view_as(x)
+        return grad_x, grad_adapter_x, None, None, grad_a, grad_b, grad_mix, None
+
+
+def _mixed_hidden(x: torch.Tensor, lora_a: torch.Tensor, mix: torch.Tensor) -> torch.Tensor:
+    """`(x A^T) * w` over all experts at once: `(B, N, in) -> (B, N, K * r)`."""
+    hidden = F.linear(x, lora_a.flatten(0, 1)).unflatten(-1, lora_a.shape[:2])  # (B, N, K, r)
+    return (hidden * mix[:, None, :, None]).flatten(2)
+
+
+class DomainLoRA(nn.Module):
+    """K low-rank experts on one frozen matrix, mixed by weights that belong to each image.
+
+    The vocabulary is PEFT's (`r`, `lora_A`, `lora_B`, scaling). `lora_B` starts at zero, so that a new adapter changes
+    nothing. Several matrices that read the same input (q, k and v) are adapted as one: they share `lora_A`.
+
+    Args:
+        in_features (`int`): width of the input.
+        out_features (`int`): width of the output, all fused matrices together.
+        num_domains (`int`): number K of experts.
+        rank (`int`): rank r of each expert.
+        scaling (`float`): factor s of the update.
+        dropout (`float`): dropout on the adapter's input in training.
+    Source: LoRA, arXiv:2106.09685, eq. 3; the mixture is ours.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, num_domains: int, rank: int, scaling: float, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.scaling = scaling
+        self.dropout = dropout
+        self.lora_A = nn.Parameter(torch.empty(num_domains, rank, in_features))
+        self.lora_B = nn.Parameter(torch.empty(num_domains, rank, out_features))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """PEFT's start: A uniform as in `nn.Linear`, B zero."""
+        bound = 1 / math.sqrt(self.lora_A.shape[-1])  # kaiming_uniform_(a=sqrt(5)) of each (r, in) expert
+        nn.init.uniform_(self.lora_A, -bound, bound)
+        nn.init.zeros_(self.lora_B)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        domain_weights: torch.Tensor,
+        columns: slice = slice(None),
+    ) -> torch.Tensor:
+        """Applies the frozen matrix and the mixed update.
+
+        Args:
+            hidden_states (`torch.FloatTensor` of shape `(B, N, in_features)`): token features.
+            weight (`torch.FloatTensor` of shape `(out, in_features)`, *optional*): the frozen matrix; None gives the
+                update alone.
+            bias (`torch.FloatTensor` of shape `(out,)`, *optional*): its bias.
+            domain_weights (`torch.FloatTensor` of shape `(B, K)`): mixing weights, rows sum to 1.
+            columns (`slice`): the part of `out_features` that `weight` computes, `out` wide.
+        Returns:
+            `torch.FloatTensor` of shape `(B, N, out)`.
+        """
+        x = hidden_states
+        a, b = self.lora_A.to(x.dtype), self.lora_B[..., columns].to(x.dtype)
+        mix = domain_weights.to(x.dtype)
+        dropped = F.dropout(x, self.dropout) if self.training and self.dropout > 0 else None
+        trains = torch.is_grad_enabled() and (x.requires_grad or a.requires_grad or mix.requires_grad)
+        if trains and weight is not None and not weight.requires_grad:
+            return _MixedLowRankLinear.apply(x, dropped, weight, bias, a, b, mix, self.scaling)
+        hidden = _mixed_hidden(x if dropped is None else dropped, a, mix)
+        update = (hidden @ b.flatten(0, 1)) * self.scaling
+        return update if weight is None else F.linear(x, weight, bias) + update
+
+    @torch.no_grad()
+    def delta_weight(self, domain_mix: torch.Tensor) -> torch.Tensor:
+        """The update of the matrix under a fixed mix.
+
+        Args:
+            domain_mix (`torch.FloatTensor` of shape `(K,)`): mixing weights.
+        Returns:
+            `torch.FloatTensor` of shape `(out_features, in_features)`, float32.
+        """
+        mix = domain_mix.to(self.lora_A.device, torch.float32)
+        return self.scaling * torch.einsum("k,kro,kri->oi", mix, self.lora_B.float(), self.lora_A.float())
+
+    def extra_repr(self) -> str:
+        (experts, rank, width), out = self.lora_A.shape, self.lora_B.shape[-1]
+        return f"in={width}, out={out}, experts={experts}, r={rank}, scaling={self.scaling:g}, p={self.dropout}"
+
+
+class DomainRouter(nn.Module):
+    """Reads one feature an image and weighs the experts: LayerNorm (no weights), `D -> hidden -> ReLU -> dropout -> K`.
+
+    Args:
+        in_features (`int`): width D of the feature.
+        hidden_size (`int`): width of the hidden layer.
+        num_domains (`int`): number K of experts.
+        dropout (`float`): dropout of the hidden layer in training.
+    """
+
+    def __init__(self, in_features: int, hidden_size: int, num_domains: int, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(in_features, hidden_size)
+        self.fc2 = nn.Linear(hidden_size, num_domains)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """`(B, D)` features -> `(B, K)` logits, computed at the weights' precision whatever autocast says."""
+        with torch.autocast(features.device.type, enabled=False):
+            features = F.layer_norm(features.to(self.fc1.weight.dtype), features.shape[-1:])
+            return self.fc2(self.dropout(F.relu(self.fc1(features))))
+
+
+class AdaptFacePreTrainedModel(PreTrainedModel):
+    """Ties [`AdaptFaceConfig`] to transformers' loading, saving and weight initialisation."""
+
+    config_class = AdaptFaceConfig
+    base_model_prefix = "adaptface"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules: list[str] = []  # noqa: RUF012  (declared so by transformers)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # Only torch.nn.init functions: transformers guards them, so that they never overwrite loaded tensors.
+        if isinstance(module, DomainLoRA):
+            module.reset_parameters()
+        elif isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+            if module is getattr(self, "projection", None) and module.weight.dtype.itemsize >= 4:
+                # Orthonormal columns keep the base's inner products: an untrained model is the zero-shot base.
+                nn.init.orthogonal_(module.weight)
+
+
+class AdaptFaceModel(AdaptFacePreTrainedModel):
+    """DINOv2 with domain-aware LoRA: an aligned face -> a 512-d embedding.
+
+    The model owns adapters, router and projection. The frozen base comes from `config.backbone` at
+    `config.backbone_revision` and is never saved. `AdaptFaceModel(config)` gives the architecture with random weights;
+    [`~AdaptFaceModel.from_backbone`] starts from a pretrained base, [`~AdaptFaceModel.from_pretrained`] loads a
+    trained model.
+
+    Args:
+        config (`AdaptFaceConfig`): the architecture.
+        defer_backbone (`bool`): leave the base out; whoever asks for it loads it afterwards.
+    """
+
+    def __init__(self, config: AdaptFaceConfig, defer_backbone: bool = False) -> None:
+        super().__init__(config)
+        base: Dinov2Config = config.backbone_config
+        width, inner = base.hidden_size, int(base.hidden_size * base.mlp_ratio)
+
+        def lora(in_features: int, out_features: int) -> DomainLoRA:
+            return DomainLoRA(
+                in_features, out_features, config.num_domains, config.lora_rank, config.scaling, config.lora_dropout
+            )
+
+        self.adapters = nn.ModuleDict()
+        self.patch_adapter = None
+        for layer in config.adapted_layers:
+            adapters = {"qkv": lora(width, 3 * width), "proj": lora(width, width)}
+            if config.adapter_targets != "attention":
+                if base.use_swiglu_ffn:
+                    inner = (int(int(width * base.mlp_ratio) * 2 / 3) + 7) // 8 * 8
+                adapters["fc1"] = lora(width, 2 * inner if base.use_swiglu_ffn else inner)
+                adapters["fc2"] = lora(inner, width)
+            self.adapters[str(layer)] = nn.ModuleDict(adapters)
+        if config.adapted_layers and config.adapter_targets == "all-linear":
+            self.patch_adapter = lora(base.num_channels * base.patch_size**2, width)
+        self.router = None
+        if config.has_router:
+            self.router = DomainRouter(width, config.router_hidden_size, config.num_domains, config.router_dropout)
+        self.projection = nn.Linear(width, config.embedding_size)
+
+        # Not under the name `base_model_prefix`: transformers would strip it from the keys.
+        self.backbone: Dinov2Model | None = None
+        if config.adaptation == "full" or not defer_backbone:
+            self.backbone = Dinov2Model(base)
+            self._freeze_backbone()
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    # ------------------------------------------------------------------------------------------ loading and saving
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype | None = None,
+        attn_implementation: str | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **config_kwargs: Any,
+    ) -> "AdaptFaceModel":
+        """A pretrained base with new, untrained adapters; the start of a training run.
+
+        Args:
+            backbone (`str` or path): Hub id or local folder of a Dinov2 model with safetensors weights.
+            revision (`str`, *optional*): branch, tag or commit of the base; the commit is recorded in the config.
+            dtype (`torch.dtype`, *optional*): dtype of the model (default float32).
+            attn_implementation (`str`, *optional*): `sdpa` or `eager`.
+            cache_dir, local_files_only, token: as in `from_pretrained`.
+            config_kwargs: fields of [`AdaptFaceConfig`].
+        Returns:
+            `AdaptFaceModel` in evaluation mode.
+        Raises:
+            OSError: the base cannot be found or fetched.
+            ValueError: the base is no complete, finite Dinov2 model, or a field of the configuration is wrong.
+        """
+        hub = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
+        base_config, commit = _fetch_base_config(backbone, revision, hub)
+        digest = _weights_sha256(backbone, commit or revision, hub)
+        config = cls.config_class(
+            backbone=Path(backbone).as_posix() if isinstance(backbone, os.PathLike) else backbone,
+            backbone_revision=commit,
+            backbone_sha256=digest,
+            backbone_config=base_config,
+            **config_kwargs,
+        )
+        if attn_implementation is not None:
+            config._attn_implementation = attn_implementation
+        model = cls(config, defer_backbone=True).to(dtype or torch.float32)
+        model._load_backbone(hub, verified=True)
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """Loads adapters, router and projection, then the frozen base that the configuration names.
+
+        Takes the arguments of `PreTrainedModel.from_pretrained`. `revision` concerns the adapters; the base is pinned
+        by `config.backbone_revision`, and its weights are compared with `config.backbone_sha256`.
+
+        Raises:
+            OSError: the model or its base cannot be found or fetched.
+            ValueError: a tensor is missing, surplus or not finite, or the base is another one than trained on.
+        """
+        output_loading_info = kwargs.pop("output_loading_info", False)
+        hub = {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, defer_backbone=True, output_loading_info=True, **kwargs
+        )
+        source = pretrained_model_name_or_path or "the given state dict"
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if info.get(kind):
+                raise ValueError(
+                    f"{source}: the weights do not fit config.json ({kind.replace('_', ' ')}: {_listed(info[kind])}). "
+                    "The files are incomplete or of different models; download or save the model again."
+                )
+        _require_finite(model, f"{source}")
+        if model.backbone is None:
+            model._load_backbone(hub)
+        return (model, info) if output_loading_info else model
+
+    def _load_backbone(self, hub: dict[str, Any], verified: bool = False) -> None:
+        """Fetches the frozen base, refuses any but the one that the configuration names, and puts it in place."""
+        config = self.config
+        name, revision = config.backbone, config.backbone_revision
+        base_config, _ = _fetch_base_config(name, revision, hub)
+        wanted = config.backbone_config
+        differing = [k for k in _SAME_ARCHITECTURE if getattr(base_config, k) != getattr(wanted, k)]
+        if differing:
+            details = ", ".join(f"{k} {getattr(base_config, k)!r} instead of {getattr(wanted, k)!r}" for k in differing)
+            raise ValueError(f"base {name!r} is not the one this model was made for: {details}")
+        if config.backbone_sha256 and not verified:
+            digest = _weights_sha256(name, revision, hub)
+            if digest != config.backbone_sha256:
+                raise ValueError(
+                    f"base {name!r} (revision {revision}) has other weights than this model was trained on: SHA-256 "
+                    f"{digest} instead of {config.backbone_sha256}. Fetch the pinned revision again."
+                )
+        base, info = Dinov2Model.from_pretrained(
+            name,
+            config=base_config,
+            revision=revision,
+            dtype=self.dtype,
+            attn_implementation=config._attn_implementation,
+            use_safetensors=True,
+            output_loading_info=True,
+            **hub,
+        )
+        lacking = [*info["missing_keys"], *(info.get("mismatched_keys") or ())]
+        if lacking:
+            raise ValueError(f"base {name!r} (revision {revision}) is incomplete: no tensor for {_listed(lacking)}")
+        _require_finite(base, f"base {name!r}")
+        self.backbone = base.to(self.device)
+        self._freeze_backbone()
+
+    def _freeze_backbone(self) -> None:
+        assert self.backbone is not None
+        trains = self.config.adaptation == "full"
+        self.backbone.requires_grad_(trains)
+        if trains and self.backbone.embeddings.mask_token is not None:
+            self.backbone.embeddings.mask_token.requires_grad_(False)  # of pre-training; no gradient reaches it
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Writes config, adapters, router, projection and the shipped modules; never a weight of a frozen base.
+
+        Takes the arguments of `PreTrainedModel.save_pretrained`. A model with `adaptation="full"` is saved whole.
+        """
+        state = kwargs.pop("state_dict", None)
+        state = self.state_dict() if state is None else state
+        if self.config.adaptation != "full":
+            state = {key: value for key, value in state.items() if not key.startswith("backbone.")}
+        super().save_pretrained(save_directory, state_dict=state, **kwargs)
+        for file in Path(save_directory).glob("*.safetensors"):  # safetensors makes them private to their owner
+            shutil.copymode(Path(save_directory) / "config.json", file)
+
+    # --------------------------------------------------------------------------------------------------- computing
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        domain_weights: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> AdaptFaceOutput | tuple[Any, ...]:
+        """Embeds aligned faces.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)`): images from [`AdaptFaceImageProcessor`].
+            domain_weights (`torch.FloatTensor` of shape `(K,)` or `(B, K)`, *optional*): a mix to use in place of the
+                router's.
+            output_hidden_states (`bool`, *optional*): return the tokens after each block.
+            output_attentions (`bool`, *optional*): return the attention of each block.
+            return_dict (`bool`, *optional*): False returns a tuple.
+        Returns:
+            [`AdaptFaceOutput`].
+        Raises:
+            ValueError: `pixel_values` or `domain_weights` have another shape.
+        """
+        backbone, config = self.backbone, self.config
+        if backbone is None:
+            raise RuntimeError("this model has no base: build it with from_backbone or from_pretrained")
+        if pixel_values.ndim != 4:
+            raise ValueError(f"pixel_values of shape {tuple(pixel_values.shape)}: give (B, 3, H, W)")
+        if output_hidden_states is None:
+            output_hidden_states = config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = config.output_attentions
+        batch = pixel_values.shape[0]
+
+        x = backbone.embeddings(pixel_values)  # (B, 1 + N, D)
+        prior = x.new_full((batch, config.num_domains), 1 / config.num_domains)  # (B, K)
+        if self.patch_adapter is not None:
+            patches = F.unfold(pixel_values.to(x.dtype), config.backbone_config.patch_size, stride=config.backbone_config.patch_size)
+            x = x + F.pad(self.patch_adapter(patches.transpose(1, 2), None, None, prior), (0, 0, 1, 0))
+
+        mix, logits = prior, None
+        every_token = bool(output_hidden_states or output_attentions)
+        hidden_states: list[torch.Tensor] = [x]
+        attentions: list[torch.Tensor] = []
+        for index in range(len(backbone.encoder.layer)):
+            if self.router is not None and index == config.router_layer:
+                logits = self.router(x[:, 0] if index > 0 else x[:, 1:].mean(1))  # (B, K)
+                mix = self._checked_mix(domain_weights, batch) if domain_weights is not None else logits.float().softmax(-1)
+            cls_only = index == len(backbone.encoder.layer) - 1 and not every_token
+            arguments = (index, x, mix, cls_only, bool(output_attentions))
+            if self.gradient_checkpointing and self.training:
+                x, attention = self._gradient_checkpointing_func(self._block, *arguments)
+            else:
+                x, attention = self._block(*arguments)
+            if output_hidden_states:
+                hidden_states.append(x)
+            if output_attentions:
+                attentions.append(attention)
+
+        tokens = backbone.layernorm(x)  # (B, 1 + N, D), or (B, 1, D) where only CLS was computed
+        with torch.autocast(x.device.type, enabled=False):
+            features = self.projection(tokens[:, 0].to(self.projection.weight.dtype)).float()  # (B, E)
+            embeddings = F.normalize(features, dim=-1)  # (B, E)
+        output = AdaptFaceOutput(
+            pooler_output=embeddings,
+            features=features,
+            domain_logits=logits,
+            domain_weights=mix if self.router is not None else None,
+            last_hidden_state=tokens if every_token else None,
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def _block(
+        self, index: int, x: torch.Tensor, mix: torch.Tensor, cls_only: bool, need_attention: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Block `index` of the base with its adapters: `(B, 1 + N, D) -> (B, 1 + N, D)`, or `(B, 1, D)` of CLS only."""
+        assert self.backbone is not None
+        block = self.backbone.encoder.layer[index]
+        adapters = self.adapters[str(index)] if str(index) in self.adapters else {}
+        base = self.config.backbone_config
+        width, heads = base.hidden_size, base.num_attention_heads
+
+        def adapted(name: str, x: torch.Tensor, linears: Sequence[nn.Linear], columns: slice = slice(None)):
+            weight, bias = _fused(linears, x)
+            if name in adapters:
+                return adapters[name](x.to(weight.dtype), weight, bias, mix, columns)
+            return F.linear(x.to(weight.dtype), weight, bias)
+
+        def split(x: torch.Tensor) -> tuple[torch.Tensor, ...]:  # (B, N, n * D) -> n x (B, heads, N, D / heads)
+            return x.unflatten(-1, (-1, heads, width // heads)).permute(2, 0, 3, 1, 4).unbind(0)
+
+        query, key, value, out = _attention_linears(block.attention)
+        normed = block.norm1(x)  # (B, 1 + N, D)
+        if cls_only:  # the projection reads CLS alone: one query, all keys and values
+            x = x[:, :1]
+            (q,) = split(adapted("qkv", normed[:, :1], [query], slice(0, width)))
+            k, v = split(adapted("qkv", normed, [key, value], slice(width, None)))
+        else:
+            q, k, v = split(adapted("qkv", normed, [query, key, value]))
+        attention = None
+        if need_attention or self.config._attn_implementation == "eager":
+            attention = (q @ k.transpose(-1, -2) * (width // heads) ** -0.5).softmax(-1)  # (B, heads, 1 + N, 1 + N)
+            context = attention @ v
+        else:
+            context = F.scaled_dot_product_attention(q, k, v)
+        context = context.transpose(1, 2).flatten(2)  # (B, 1 + N, D)
+        x = torch.addcmul(x, adapted("proj", context, [out]), block.layer_scale1.lambda1)
+
+        entry, act, exit_ = _mlp_linears(block.mlp)
+        inner = adapted("fc1", block.norm2(x), entry)  # (B, 1 + N, mlp), twice as wide if gated
+        if base.use_swiglu_ffn:
+            gate, up = inner.chunk(2, -1)
+            inner = F.silu(gate) * up
+        else:
+            inner = act(inner)
+        return torch.addcmul(x, adapted("fc2", inner, [exit_]), block.layer_scale2.lambda1), attention
+
+    def _checked_mix(self, domain_weights: torch.Tensor, batch: int) -> torch.Tensor:
+        """A given mix as `(B, K)`."""
+        experts = self.config.num_domains
+        mix = torch.as_tensor(domain_weights, device=self.device, dtype=torch.float32)
+        if mix.shape not in ((experts,), (batch, experts)):
+            raise ValueError(
+                f"domain_weights of shape {tuple(mix.shape)}: give ({experts},) or ({batch}, {experts}), one weight for "
+                f"each of {', '.join(self.config.domains)}"
+            )
+        return mix.expand(batch, experts)
+
+    # ---------------------------------------------------------------------------------------------- merging, counts
+
+    @torch.no_grad()
+    def merged_backbone(self, domain_mix: Sequence[float] | torch.Tensor | None = None) -> Dinov2Model:
+        """The base with its adapters folded in, under one fixed mix: an ordinary `Dinov2Model`.
+
+        Its CLS output equals this model's before the projection when called with `domain_weights=domain_mix`.
+
+        Args:
+            domain_mix (sequence of K numbers, *optional*): weights of the experts from the router on; uniform by
+                default. Blocks before the router always mix uniformly.
+        Returns:
+            `Dinov2Model` of the same dtype, on the same device, in evaluation mode.
+        """
+        config = self.config
+        merged = type(self.backbone)(config.backbone_config).to(self.device, self.backbone.dtype)
+        merged.load_state_dict(self.backbone.state_dict())
+        prior = torch.full((config.num_domains,), 1 / config.num_domains)
+        mix = prior if domain_mix is None else self._checked_mix(torch.as_tensor(domain_mix), 1)[0].cpu()
+
+        def add(linears: Sequence[nn.Linear], adapter: DomainLoRA, weights: torch.Tensor) -> None:
+            delta = adapter.delta_weight(weights)
+            for linear, part in zip(linears, delta.split([lin.out_features for lin in linears]), strict=True):
+                linear.weight.copy_(linear.weight.float() + part)
+
+        for name, adapters in self.adapters.items():
+            block = merged.encoder.layer[int(name)]
+            routed = config.has_router and int(name) >= config.router_layer
+            weights = mix if routed else prior
+            query, key, value, out = _attention_linears(block.attention)
+            entry, _, exit_ = _mlp_linears(block.mlp)
+            for target, linears in {"qkv": [query, key, value], "proj": [out], "fc1": entry, "fc2": [exit_]}.items():
+                if target in adapters:
+                    add(linears, adapters[target], weights)
+        if self.patch_adapter is not None:
+            convolution = merged.embeddings.patch_embeddings.projection
+            delta = self.patch_adapter.delta_weight(prior).view_as(convolution.weight)
+            convolution.weight.copy_(convolution.weight.float() + delta)
+        return merged.eval()
+
+    def summary(self) -> dict[str, float]:
+        """Parameter counts: base, per expert, adapters, router, projection, trainable, total; percent trainable."""
+
+        def count(module: nn.Module | None) -> int:
+            return 0 if module is None else sum(p.numel() for p in module.parameters())
+
+        adapters = count(self.adapters) + count(self.patch_adapter)
+        trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        total = count(self)
+        return {
+            "base": count(self.backbone),
+            "per_expert": adapters // self.config.num_domains,
+            "adapters": adapters,
+            "router": count(self.router),
+            "projection": count(self.projection),
+            "trainable": trainable,
+            "total": total,
+            "percent_trainable": 100 * trainable / total,
+        }
+
+    def summary_table(self) -> str:
+        """[`~AdaptFaceModel.summary`] as a printable table."""
+        counts, config = self.summary(), self.config
+        experts = f"{config.num_domains} x {counts['per_expert']:,}: {', '.join(config.domains)}"
+        rows = [
+            (f"base {config.backbone}", f"{counts['base']:,}", config.adaptation if config.adaptation == "full" else "frozen"),
+            (f"adapters, {config.adapter_targets}, r={config.lora_rank}", f"{counts['adapters']:,}", experts),
+            ("router", f"{counts['router']:,}", f"before block {config.router_layer}" if config.has_router else "none"),
+            ("projection", f"{counts['projection']:,}", f"-> {config.embedding_size}"),
+            ("trainable", f"{counts['trainable']:,}", f"{counts['percent_trainable']:.2f}% of {counts['total']:,}"),
+        ]  # fmt: skip
+        left, middle = (max(len(row[i]) for row in rows) for i in (0, 1))
+        return "\n".join(f"{a:<{left}}  {b:>{middle}}  {c}" for a, b, c in rows)
+
+
+# ------------------------------------------------------------------------------------------- the base's own modules
+
+
+def _attention_linears(attention: nn.Module) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear]:
+    """q, k, v and output matrices, by the names of newer or older transformers."""
+    if hasattr(attention, "q_proj"):
+        return attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
+    inner = attention.attention
+    return inner.query, inner.key, inner.value, attention.output.dense
+
+
+def _mlp_linears(mlp: nn.Module) -> tuple[list[nn.Linear], nn.Module | None, nn.Linear]:
+    """Matrices into the MLP (two of them if it is gated in newer transformers), activation, matrix out of it."""
+    if hasattr(mlp, "gate_proj"):
+        return [mlp.gate_proj, mlp.up_proj], None, mlp.down_proj
+    if hasattr(mlp, "weights_in"):
+        return [mlp.weights_in], None, mlp.weights_out
+    return [mlp.fc1], getattr(mlp, "activation_fn", None) or mlp.activation, mlp.fc2
+
+
+def _fused(linears: Sequence[nn.Linear], x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weights and biases of matrices with one input, stacked, in the dtype that autocast wants for `x`."""
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else linears[0].weight.dtype
+    if len(linears) == 1:
+        weight, bias = linears[0].weight, linears[0].bias
+    else:
+        weight = torch.cat([linear.weight for linear in linears])
+        bias = torch.cat([linear.bias for linear in linears]) if linears[0].bias is not None else None
+    return weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def _fetch_base_config(
+    backbone: str | os.PathLike, revision: str | None, hub: dict[str, Any]
+) -> tuple[Dinov2Config, str | None]:
+    """Configuration and commit (None for a local folder) of a base; refuses what is no Dinov2 model."""
+    try:
+        file = cached_file(backbone, "config.json", revision=revision, **hub)
+    except OSError as error:
+        at = f" at revision {revision}" if revision else ""
+        raise OSError(
+            f"the base {str(backbone)!r}{at} could not be loaded: {error}\nThe adapters need it: check the name, the "
+            "network or the cache, or set config.backbone to a local copy."
+        ) from error
+    content = json.loads(Path(file).read_text(encoding="utf-8"))
+    if content.get("model_type") != "dinov2":
+        raise ValueError(
+            f"base {str(backbone)!r} is a {content.get('model_type')!r} model: AdaptFace adapts Dinov2 models; choose one "
+            "whose config.json says model_type 'dinov2'"
+        )
+    return Dinov2Config(**{k: v for k, v in content.items() if k != "model_type"}), extract_commit_hash(file, None)
+
+
+def _weights_sha256(backbone: str | os.PathLike, revision: str | None, hub: dict[str, Any]) -> str:
+    """SHA-256 of the base's `model.safetensors`; of the digests of all shards, in order of name, where it is sharded."""
+
+    def digest(name: str) -> str:
+        with open(cached_file(backbone, name, revision=revision, **hub), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_gated_repo": True}
+    if cached_file(backbone, "model.safetensors", revision=revision, **optional, **hub) is not None:
+        return digest("model.safetensors")
+    index = cached_file(backbone, "model.safetensors.index.json", revision=revision, **optional, **hub)
+    if index is None:
+        raise OSError(
+            f"the base {str(backbone)!r} has no model.safetensors: only safetensors weights are loaded; convert the base"
+        )
+    shards = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+    return hashlib.sha256("".join(digest(shard) for shard in shards).encode()).hexdigest()
+
+
+def _require_finite(module: nn.Module, source: str) -> None:
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(f"{source}: tensor {name!r} holds NaN or infinite values; the file is damaged, fetch it again")
+
+
+def _listed(keys: Any, most: int = 8) -> str:
+    names = sorted(key if isinstance(key, str) else str(key[0]) for key in keys)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+AdaptFaceModel.register_for_auto_class("AutoModel")

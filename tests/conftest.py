@@ -1,0 +1,65 @@
+"""Fixtures shared by all tests: one tiny model, one tiny base on disk, the optional real faces."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Dinov2Config, Dinov2Model
+
+from configuration_adaptface import AdaptFaceConfig
+from modeling_adaptface import AdaptFaceModel
+
+TINY_BACKBONE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "mlp_ratio": 2,
+    "patch_size": 14,
+    "image_size": 56,
+    "layerscale_value": 0.5,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved Dinov2 of three blocks, hidden size 32, with weights large enough to tell blocks apart."""
+    folder = tmp_path_factory.mktemp("tiny-dinov2")
+    torch.manual_seed(0)
+    base = Dinov2Model(Dinov2Config(**TINY_BACKBONE, initializer_range=0.2))
+    base.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_config() -> AdaptFaceConfig:
+    """The configuration that most tests share: K = 3 experts of rank 4 on a three-block Dinov2."""
+    return AdaptFaceConfig(
+        backbone="tiny", backbone_config=dict(TINY_BACKBONE), lora_rank=4, router_layer=1, embedding_size=16,
+        image_size=56,
+    )
+
+
+@pytest.fixture
+def tiny_model(tiny_backbone_dir: Path) -> AdaptFaceModel:
+    """A model on `tiny_backbone_dir`, in eval mode, whose adapters have been moved away from the no-op."""
+    torch.manual_seed(1)
+    model = AdaptFaceModel.from_backbone(
+        tiny_backbone_dir, lora_rank=4, router_layer=1, embedding_size=16, image_size=56
+    )
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora_B"):
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def real_faces() -> Path:
+    """The folder of real development faces; tests that need it skip where it is not."""
+    folder = os.environ.get("ADAPTFACE_REAL_FACES")
+    if not folder:
+        pytest.skip("real faces are not here: set ADAPTFACE_REAL_FACES to the folder that holds faces_train")
+    path = Path(folder)
+    if not (path / "faces_train").is_dir():
+        pytest.fail(f"ADAPTFACE_REAL_FACES={folder} has no folder faces_train")
+    return path
