@@ -10,6 +10,7 @@ Source: LoRA, arXiv:2106.09685 eq. 3; rsLoRA scaling, arXiv:2312.03732; the per-
 base is DINOv2, arXiv:2304.07193, as implemented by transformers.
 """
 
+import copy
 import hashlib
 import json
 import math
@@ -29,7 +30,7 @@ from transformers.utils import ModelOutput, cached_file
 from transformers.utils.hub import extract_commit_hash
 
 try:
-    from .configuration_adaptface import AdaptFaceConfig
+    from .configuration_adaptface import AdaptFaceConfig  # type: ignore[import-not-found]
 except ImportError:  # imported as a script beside its siblings, not as a package
     from configuration_adaptface import AdaptFaceConfig
 
@@ -58,16 +59,16 @@ class AdaptFaceOutput(ModelOutput):
         attentions (`tuple` of L tensors of shape `(B, heads, 1 + N, 1 + N)`, *optional*): attention of each block.
     """
 
-    pooler_output: torch.FloatTensor | None = None
-    features: torch.FloatTensor | None = None
-    domain_logits: torch.FloatTensor | None = None
-    domain_weights: torch.FloatTensor | None = None
-    last_hidden_state: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    pooler_output: torch.Tensor | None = None
+    features: torch.Tensor | None = None
+    domain_logits: torch.Tensor | None = None
+    domain_weights: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
     @property
-    def embeddings(self) -> torch.FloatTensor | None:
+    def embeddings(self) -> torch.Tensor | None:
         """`(B, E)` L2-normalised embeddings; another name of `pooler_output`."""
         return self.pooler_output
 
@@ -303,7 +304,7 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    # ------------------------------------------------------------------------------------------ loading and saving
+    # ---------------------------------------------------------------------------------------- loading and saving
 
     @classmethod
     def from_backbone(
@@ -469,7 +470,9 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
         x = backbone.embeddings(pixel_values)  # (B, 1 + N, D)
         prior = x.new_full((batch, config.num_domains), 1 / config.num_domains)  # (B, K)
         if self.patch_adapter is not None:
-            patches = F.unfold(pixel_values.to(x.dtype), config.backbone_config.patch_size, stride=config.backbone_config.patch_size)
+            patches = F.unfold(
+                pixel_values.to(x.dtype), config.backbone_config.patch_size, stride=config.backbone_config.patch_size
+            )
             x = x + F.pad(self.patch_adapter(patches.transpose(1, 2), None, None, prior), (0, 0, 1, 0))
 
         mix, logits = prior, None
@@ -479,7 +482,11 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
         for index in range(len(backbone.encoder.layer)):
             if self.router is not None and index == config.router_layer:
                 logits = self.router(x[:, 0] if index > 0 else x[:, 1:].mean(1))  # (B, K)
-                mix = self._checked_mix(domain_weights, batch) if domain_weights is not None else logits.float().softmax(-1)
+                mix = (
+                    self._checked_mix(domain_weights, batch)
+                    if domain_weights is not None
+                    else logits.float().softmax(-1)
+                )
             cls_only = index == len(backbone.encoder.layer) - 1 and not every_token
             arguments = (index, x, mix, cls_only, bool(output_attentions))
             if self.gradient_checkpointing and self.training:
@@ -511,8 +518,8 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Block `index` of the base with its adapters: `(B, 1 + N, D) -> (B, 1 + N, D)`, or `(B, 1, D)` of CLS only."""
         assert self.backbone is not None
-        block = self.backbone.encoder.layer[index]
-        adapters = self.adapters[str(index)] if str(index) in self.adapters else {}
+        block: Any = self.backbone.encoder.layer[index]
+        adapters = self._adapters_of(index)
         base = self.config.backbone_config
         width, heads = base.hidden_size, base.num_attention_heads
 
@@ -551,14 +558,19 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
             inner = act(inner)
         return torch.addcmul(x, adapted("fc2", inner, [exit_]), block.layer_scale2.lambda1), attention
 
+    def _adapters_of(self, index: int) -> dict[str, DomainLoRA]:
+        """Adapters of block `index` by target (`qkv`, `proj`, `fc1`, `fc2`); empty where it carries none."""
+        adapters: Any = self.adapters
+        return dict(adapters[str(index)].items()) if str(index) in adapters else {}
+
     def _checked_mix(self, domain_weights: torch.Tensor, batch: int) -> torch.Tensor:
         """A given mix as `(B, K)`."""
         experts = self.config.num_domains
         mix = torch.as_tensor(domain_weights, device=self.device, dtype=torch.float32)
         if mix.shape not in ((experts,), (batch, experts)):
             raise ValueError(
-                f"domain_weights of shape {tuple(mix.shape)}: give ({experts},) or ({batch}, {experts}), one weight for "
-                f"each of {', '.join(self.config.domains)}"
+                f"domain_weights of shape {tuple(mix.shape)}: give ({experts},) or ({batch}, {experts}), one weight "
+                f"for each of {', '.join(self.config.domains)}"
             )
         return mix.expand(batch, experts)
 
@@ -577,8 +589,7 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
             `Dinov2Model` of the same dtype, on the same device, in evaluation mode.
         """
         config = self.config
-        merged = type(self.backbone)(config.backbone_config).to(self.device, self.backbone.dtype)
-        merged.load_state_dict(self.backbone.state_dict())
+        merged: Any = copy.deepcopy(self.backbone)
         prior = torch.full((config.num_domains,), 1 / config.num_domains)
         mix = prior if domain_mix is None else self._checked_mix(torch.as_tensor(domain_mix), 1)[0].cpu()
 
@@ -587,10 +598,9 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
             for linear, part in zip(linears, delta.split([lin.out_features for lin in linears]), strict=True):
                 linear.weight.copy_(linear.weight.float() + part)
 
-        for name, adapters in self.adapters.items():
-            block = merged.encoder.layer[int(name)]
-            routed = config.has_router and int(name) >= config.router_layer
-            weights = mix if routed else prior
+        for index in config.adapted_layers:
+            block, adapters = merged.encoder.layer[index], self._adapters_of(index)
+            weights = mix if config.has_router and index >= config.router_layer else prior
             query, key, value, out = _attention_linears(block.attention)
             entry, _, exit_ = _mlp_linears(block.mlp)
             for target, linears in {"qkv": [query, key, value], "proj": [out], "fc1": entry, "fc2": [exit_]}.items():
@@ -627,7 +637,7 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
         counts, config = self.summary(), self.config
         experts = f"{config.num_domains} x {counts['per_expert']:,}: {', '.join(config.domains)}"
         rows = [
-            (f"base {config.backbone}", f"{counts['base']:,}", config.adaptation if config.adaptation == "full" else "frozen"),
+            (f"base {config.backbone}", f"{counts['base']:,}", "trains" if config.adaptation == "full" else "frozen"),
             (f"adapters, {config.adapter_targets}, r={config.lora_rank}", f"{counts['adapters']:,}", experts),
             ("router", f"{counts['router']:,}", f"before block {config.router_layer}" if config.has_router else "none"),
             ("projection", f"{counts['projection']:,}", f"-> {config.embedding_size}"),
@@ -640,7 +650,7 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
 # ------------------------------------------------------------------------------------------- the base's own modules
 
 
-def _attention_linears(attention: nn.Module) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear]:
+def _attention_linears(attention: Any) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear]:
     """q, k, v and output matrices, by the names of newer or older transformers."""
     if hasattr(attention, "q_proj"):
         return attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
@@ -648,7 +658,7 @@ def _attention_linears(attention: nn.Module) -> tuple[nn.Linear, nn.Linear, nn.L
     return inner.query, inner.key, inner.value, attention.output.dense
 
 
-def _mlp_linears(mlp: nn.Module) -> tuple[list[nn.Linear], nn.Module | None, nn.Linear]:
+def _mlp_linears(mlp: Any) -> tuple[list[nn.Linear], Any, nn.Linear]:
     """Matrices into the MLP (two of them if it is gated in newer transformers), activation, matrix out of it."""
     if hasattr(mlp, "gate_proj"):
         return [mlp.gate_proj, mlp.up_proj], None, mlp.down_proj
@@ -661,12 +671,12 @@ def _fused(linears: Sequence[nn.Linear], x: torch.Tensor) -> tuple[torch.Tensor,
     """Weights and biases of matrices with one input, stacked, in the dtype that autocast wants for `x`."""
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else linears[0].weight.dtype
-    if len(linears) == 1:
-        weight, bias = linears[0].weight, linears[0].bias
-    else:
-        weight = torch.cat([linear.weight for linear in linears])
-        bias = torch.cat([linear.bias for linear in linears]) if linears[0].bias is not None else None
-    return weight.to(dtype), None if bias is None else bias.to(dtype)
+
+    def stack(tensors: list[torch.Tensor]) -> torch.Tensor:
+        return (torch.cat(tensors) if len(tensors) > 1 else tensors[0]).to(dtype)
+
+    weight = stack([linear.weight for linear in linears])
+    return weight, None if linears[0].bias is None else stack([linear.bias for linear in linears])
 
 
 def _fetch_base_config(
@@ -684,14 +694,14 @@ def _fetch_base_config(
     content = json.loads(Path(file).read_text(encoding="utf-8"))
     if content.get("model_type") != "dinov2":
         raise ValueError(
-            f"base {str(backbone)!r} is a {content.get('model_type')!r} model: AdaptFace adapts Dinov2 models; choose one "
-            "whose config.json says model_type 'dinov2'"
+            f"base {str(backbone)!r} is a {content.get('model_type')!r} model: AdaptFace adapts Dinov2 models; choose "
+            "one whose config.json says model_type 'dinov2'"
         )
     return Dinov2Config(**{k: v for k, v in content.items() if k != "model_type"}), extract_commit_hash(file, None)
 
 
 def _weights_sha256(backbone: str | os.PathLike, revision: str | None, hub: dict[str, Any]) -> str:
-    """SHA-256 of the base's `model.safetensors`; of the digests of all shards, in order of name, where it is sharded."""
+    """SHA-256 of the base's `model.safetensors`; where it is sharded, of its shards' digests in order of name."""
 
     def digest(name: str) -> str:
         with open(cached_file(backbone, name, revision=revision, **hub), "rb") as file:
@@ -703,7 +713,7 @@ def _weights_sha256(backbone: str | os.PathLike, revision: str | None, hub: dict
     index = cached_file(backbone, "model.safetensors.index.json", revision=revision, **optional, **hub)
     if index is None:
         raise OSError(
-            f"the base {str(backbone)!r} has no model.safetensors: only safetensors weights are loaded; convert the base"
+            f"the base {str(backbone)!r} has no model.safetensors: only safetensors weights are loaded; convert it"
         )
     shards = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
     return hashlib.sha256("".join(digest(shard) for shard in shards).encode()).hexdigest()
@@ -712,7 +722,9 @@ def _weights_sha256(backbone: str | os.PathLike, revision: str | None, hub: dict
 def _require_finite(module: nn.Module, source: str) -> None:
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ValueError(f"{source}: tensor {name!r} holds NaN or infinite values; the file is damaged, fetch it again")
+            raise ValueError(
+                f"{source}: tensor {name!r} holds NaN or infinite values; the file is damaged, fetch it again"
+            )
 
 
 def _listed(keys: Any, most: int = 8) -> str:

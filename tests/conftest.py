@@ -35,7 +35,11 @@ def tiny_backbone_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_config() -> AdaptFaceConfig:
     """The configuration that most tests share: K = 3 experts of rank 4 on a three-block Dinov2."""
     return AdaptFaceConfig(
-        backbone="tiny", backbone_config=dict(TINY_BACKBONE), lora_rank=4, router_layer=1, embedding_size=16,
+        backbone="tiny",
+        backbone_config=dict(TINY_BACKBONE),
+        lora_rank=4,
+        router_layer=1,
+        embedding_size=16,
         image_size=56,
     )
 

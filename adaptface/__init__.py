@@ -1,0 +1,3 @@
+"""AdaptFace: Domain-Aware LoRA face embeddings on a frozen vision backbone."""
+
+__version__ = "0.1.0"

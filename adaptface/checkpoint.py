@@ -1,0 +1,249 @@
+"""Training checkpoints and model folders that are complete or absent, never half.
+
+A checkpoint `checkpoints/step_XXXXXXXX` is written to a hidden folder beside its place, listed with sizes and hashes in
+`manifest.json`, synced to the disk and renamed; older ones go afterwards. It holds what training needs and a release does
+not: trained weights with the identity head, optimiser, scaler, random states, `state.json` (step, development history,
+running sums) and `settings.yaml`. The frozen base is not in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+SETTINGS = "settings.yaml"
+WEIGHTS = "trained.safetensors"
+
+
+def register_weight_hooks(accelerator: Accelerator, is_frozen: Callable[[str], bool]) -> None:
+    """Make `save_state`/`load_state` of the one prepared model write and read only what is not frozen.
+
+    Args:
+        is_frozen: tells from a state-dict name whether the tensor belongs to the frozen base.
+    """
+
+    def save(models: list[torch.nn.Module], weights: list[dict], folder: str) -> None:
+        weights.clear()  # keeps accelerate from writing the whole model
+        if accelerator.is_main_process:
+            state = accelerator.unwrap_model(models[0]).state_dict()
+            kept = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if not is_frozen(name)}
+            save_file(kept, Path(folder) / WEIGHTS)
+
+    def load(models: list[torch.nn.Module], folder: str) -> None:
+        model = accelerator.unwrap_model(models.pop())
+        missing, surplus = model.load_state_dict(load_file(Path(folder) / WEIGHTS), strict=False)
+        missing = [name for name in missing if not is_frozen(name)]
+        if missing or surplus:
+            raise ValueError(f"checkpoint {folder} does not fit the model: missing {missing}, surplus {surplus}")
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
+
+
+def save_checkpoint(
+    accelerator: Accelerator, run_folder: Path, state: dict[str, Any], settings_yaml: str, keep: int
+) -> Path:
+    """Write the checkpoint of `state["step"]`; every process calls this at the same step.
+
+    Args:
+        state: JSON values; floats come back bit-equal.
+        keep: how many of the newest checkpoints, this one included, stay.
+    Returns:
+        The finished folder.
+    Raises:
+        OSError: it could not be written; earlier checkpoints are intact and the partial one is gone.
+    """
+    final = run_folder / "checkpoints" / f"step_{state['step']:08d}"
+    partial = _partial(final)
+    if accelerator.is_main_process:
+        _remove(partial)
+        partial.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    with _explain_write_errors(final):
+        accelerator.save_state(str(partial))
+        accelerator.wait_for_everyone()  # the random states of all processes are there
+        if accelerator.is_main_process:
+            _write_text(partial / STATE, json.dumps(state))
+            _write_text(partial / SETTINGS, settings_yaml)
+            files = sorted(path for path in partial.iterdir() if path.is_file())
+            manifest = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in files}
+            _write_text(partial / MANIFEST, json.dumps(manifest, indent=1))
+            _publish(partial, final)
+            older = [folder for folder in list_checkpoints(run_folder) if folder.name < final.name]
+            for folder in older[: max(0, len(older) - (keep - 1))]:
+                _remove(folder)
+    accelerator.wait_for_everyone()
+    return final
+
+
+def load_checkpoint(accelerator: Accelerator, folder: Path) -> dict[str, Any]:
+    """Restore weights, optimiser, scaler and random states of the prepared objects; returns the saved `state`."""
+    accelerator.load_state(str(folder))
+    return read_state(folder)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """`state.json` of a checkpoint."""
+    return json.loads((folder / STATE).read_text(encoding="utf-8"))
+
+
+def list_checkpoints(run_folder: Path) -> list[Path]:
+    """Checkpoint folders of a run, oldest step first, complete or not."""
+    return sorted((run_folder / "checkpoints").glob("step_" + "[0-9]" * 8))
+
+
+def find_problem(folder: Path) -> str | None:
+    """Why a checkpoint cannot be trusted (missing, truncated or altered file), or None."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name, entry in manifest.items():
+            path = folder / name
+            if path.stat().st_size != entry["size"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {entry['size']}"
+            if _sha256(path) != entry["sha256"]:
+                return f"{name} is altered (its hash differs from {MANIFEST})"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is unreadable"
+    return None
+
+
+def find_checkpoint(run_folder: Path, resume: str, say: Callable[[str], None] = print) -> Path | None:
+    """The checkpoint to resume from.
+
+    Args:
+        resume: `no`, `auto` (the newest complete one of the run folder, None if there is none) or a folder.
+        say: told about every checkpoint that is passed over.
+    Raises:
+        FileNotFoundError: the named folder does not exist.
+        ValueError: the named checkpoint is damaged.
+    """
+    if resume == "no":
+        return None
+    if resume != "auto":
+        folder = Path(resume)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"resume: no checkpoint folder {folder}; use 'auto' or checkpoints/step_XXXXXXXX")
+        problem = find_problem(folder)
+        if problem:
+            raise ValueError(f"resume: checkpoint {folder} is damaged: {problem}; use 'auto' to take the newest good one")
+        return folder
+    for folder in reversed(list_checkpoints(run_folder)):
+        problem = find_problem(folder)
+        if problem is None:
+            return folder
+        say(f"passing over checkpoint {folder}: {problem}")
+    return None
+
+
+def save_model_folder(folder: Path, *parts: Any) -> None:
+    """Write a loadable model folder in one go: `save_pretrained` of each part (model, processor).
+
+    An existing folder is replaced only once the new one is complete.
+
+    Raises:
+        OSError: it could not be written; the earlier folder is intact.
+    """
+    partial = _partial(folder)
+    _remove(partial)
+    partial.mkdir(parents=True)
+    with _explain_write_errors(folder):
+        for part in parts:
+            part.save_pretrained(partial)
+        _publish(partial, folder)
+
+
+def recover_model_folder(folder: Path) -> None:
+    """Undo a replacement that was cut off between its two renames."""
+    replaced = _replaced(folder)
+    if replaced.is_dir() and not folder.exists():
+        replaced.rename(folder)
+    _remove(replaced)
+    _remove(_partial(folder))
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a small file completely or not at all."""
+    partial = _partial(path)
+    _write_text(partial, text)
+    os.replace(partial, path)
+    _sync_folder(path.parent)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _replaced(path: Path) -> Path:
+    return path.with_name(f".{path.name}.replaced")
+
+
+def _publish(partial: Path, final: Path) -> None:
+    """Sync everything in `partial`, then give it its final name."""
+    for path in partial.rglob("*"):
+        if path.is_file():
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+    for path in [partial, *(path for path in partial.rglob("*") if path.is_dir())]:
+        _sync_folder(path)
+    replaced = _replaced(final)
+    _remove(replaced)
+    if final.exists():
+        final.rename(replaced)
+    partial.rename(final)
+    _sync_folder(final.parent)
+    _remove(replaced)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows cannot open a folder
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def _explain_write_errors(final: Path) -> Iterator[None]:
+    """Turn what the writers raise on a full disk into one clear error, and clear the partial folder away."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(_partial(final), ignore_errors=True)
+        raise OSError(
+            f"could not write {final}: {error}. Free some disk space (or lower keep_checkpoints), then go on with "
+            "--resume auto; what was saved earlier is intact"
+        ) from error

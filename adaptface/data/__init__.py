@@ -1,0 +1,1 @@
+"""Training sources, verification pairs, synthetic faces and augmentation."""

@@ -1,0 +1,667 @@
+"""Synthetic faces: no person, no licence, any size, with known domain labels.
+
+A face is a curved surface with a colour: rows of constant height, columns of constant angle around the head. About
+fifty traits, drawn from the identity's seed, shape and colour it; a `Nuisance` says how it was photographed. One image:
+
+    traits -> surface at 25 and at 80 years (cached) -> mix by age, expression -> light and cast shadow
+    -> turn, hide what lies behind, project (two one-dimensional passes) -> background -> align -> blur, noise, JPEG
+
+Whatever is random comes from PCG64 streams of the given seeds, so the traits, labels and pairs are the same everywhere;
+pixels are the same up to the last bit of a platform's `exp` and `sin` (and its JPEG decoder).
+
+    python -m adaptface.data.synthetic OUT --num_identities 200 --size 112
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import multiprocessing
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+DOMAINS = ("general", "pose", "age")
+POSE_YAW = 40.0  # degrees: an image turned at least this far is "pose"
+OLD_AGE = 55.0  # years: an image (that is no "pose") of at least this age is "age"
+IMAGE_DOMAINS = ("general", "pose", "general", "age")  # the domains of an identity's images, over and over
+FOLDS = 10
+PARAMETERS_FILE = "synthetic.json"
+RENDERER_VERSION = 1  # a change of the pictures changes this number, so that an older set is not taken for a new one
+
+# The ArcFace template at 112 px (left eye, right eye, nose, left and right mouth corner), as complex numbers x + iy.
+TEMPLATE = np.array([38.2946 + 51.6963j, 73.5318 + 51.5014j, 56.0252 + 71.7366j, 41.5493 + 92.3655j, 70.7299 + 92.2041j])
+ORIGIN_Y = 51.6  # the eye line of the template: y = 0 of the head; one unit of the head is one pixel at 112 px
+YOUNG, OLD = 25.0, 80.0  # the two ages of which an image is a mix
+
+# Traits of an identity: mean and standard deviation; units are pixels of the 112 px template unless a ratio is meant.
+TRAITS: dict[str, tuple[float, float]] = {
+    "head_width": (41.5, 2.4), "head_depth": (44.0, 1.5), "crown": (-60.0, 3.0), "squareness": (2.35, 0.2),
+    "jaw_width": (33.0, 3.0), "jaw_corner": (36.0, 3.0), "chin_y": (60.0, 3.0), "chin_width": (14.5, 3.0),
+    "chin_out": (2.5, 1.6), "chin_cleft": (0.3, 0.7), "cheekbone": (1.8, 1.2), "cheek_hollow": (1.2, 1.3),
+    "fullness": (0.0, 1.0), "forehead": (0.0, 1.2),
+    "eye_x": (17.4, 1.25), "eye_y": (0.0, 0.8), "eye_width": (7.6, 0.8), "eye_height": (3.5, 0.65),
+    "eye_tilt": (0.04, 0.09), "eye_depth": (3.6, 1.2), "lid_crease": (2.3, 0.9), "iris": (3.3, 0.25),
+    "brow_y": (-10.0, 1.5), "brow_thick": (1.9, 0.6), "brow_arch": (1.6, 1.2), "brow_tilt": (0.02, 0.10),
+    "brow_in": (8.5, 1.3), "brow_out": (10.5, 1.2), "brow_ridge": (1.4, 1.1), "brow_dark": (0.75, 0.15),
+    "nose_tip_y": (20.5, 1.9), "nose_height": (11.5, 2.1), "nose_bridge": (3.2, 1.4), "nose_width": (6.6, 1.2),
+    "bridge_width": (4.0, 0.7), "nose_hump": (0.4, 1.1), "nose_up": (0.0, 0.9), "nose_bend": (0.0, 0.5),
+    "mouth_y": (40.5, 1.6), "mouth_width": (13.8, 1.7), "lip_upper": (2.9, 0.85), "lip_lower": (4.0, 1.0),
+    "cupid": (0.35, 0.2), "mouth_curve": (0.3, 0.9), "mouth_tilt": (0.0, 0.02), "muzzle": (3.6, 1.3), "lip_red": (0.5, 0.2),
+    "ear_size": (4.0, 1.5), "ear_y": (8.0, 2.0), "hair_front": (-35.0, 4.5), "widow_peak": (0.0, 2.5),
+    "temple": (9.0, 4.0), "hair_thick": (4.0, 1.8), "hair_part": (0.0, 0.4), "redness": (0.5, 0.3), "under_eye": (0.4, 0.25),
+}  # fmt: skip
+SKIN = np.array([[238, 200, 180], [226, 182, 152], [205, 152, 118], [166, 114, 84], [122, 80, 58], [84, 56, 42]])
+HAIR = np.array([[22, 19, 18], [48, 34, 27], [88, 60, 40], [120, 66, 40], [168, 128, 82], [206, 178, 130]])
+IRIS = np.array([[58, 36, 24], [92, 60, 34], [104, 106, 60], [96, 128, 116], [100, 138, 172], [120, 132, 144]])
+GREY_HAIR = np.array([196, 196, 194])
+
+
+@dataclass(frozen=True)
+class Nuisance:
+    """How a face was photographed: everything that is not identity.
+
+    Attributes:
+        yaw, pitch, roll (`float`): turn of the head in degrees, positive to the image's right, down, and clockwise;
+            `roll` is what the alignment left over.
+        age (`float`): years, 18 to 85.
+        light_azimuth, light_elevation (`float`): where the light comes from, degrees from the camera, right and up.
+        light_strength (`float`): share of the directed light, 0 (flat) to 1 (hard); the "illumination" of metadata.csv.
+        warmth (`float`): colour of the light, -1 (blue) to 1 (yellow).
+        exposure (`float`): factor on the light, 1 is well exposed.
+        smile, mouth_open (`float`): expression, 0 to 1.
+        glasses (`int`): 0 none, 1 thin frame, 2 thick frame.
+        shift_x, shift_y, scale (`float`): error of the alignment in pixels at 112 px and as a factor.
+        blur (`float`): sigma in pixels at 112 px.
+        low_resolution (`float`): factor by which the picture was shrunk and enlarged again, 1 for not at all.
+        noise (`float`): standard deviation of the sensor noise in grey levels.
+        jpeg (`int`): JPEG quality, 0 for no JPEG.
+        seed (`int`): seed of the background and of the noise.
+    """
+
+    yaw: float = 0.0
+    pitch: float = 0.0
+    roll: float = 0.0
+    age: float = 30.0
+    light_azimuth: float = 15.0
+    light_elevation: float = 30.0
+    light_strength: float = 0.4
+    warmth: float = 0.0
+    exposure: float = 1.0
+    smile: float = 0.0
+    mouth_open: float = 0.0
+    glasses: int = 0
+    shift_x: float = 0.0
+    shift_y: float = 0.0
+    scale: float = 1.0
+    blur: float = 0.0
+    low_resolution: float = 1.0
+    noise: float = 0.0
+    jpeg: int = 0
+    seed: int = 0
+
+    @property
+    def domain(self) -> str:
+        """`str`: the one of `DOMAINS` that the values belong to; a strong turn goes before a high age."""
+        if abs(self.yaw) >= POSE_YAW:
+            return "pose"
+        return "age" if self.age >= OLD_AGE else "general"
+
+
+def draw_nuisance(rng: np.random.Generator, domain: str) -> Nuisance:
+    """Draws how an image of `domain` was photographed; light, expression and quality vary in every domain.
+
+    Args:
+        rng (`numpy.random.Generator`): source of the values.
+        domain (`str`): one of `DOMAINS`.
+    Returns:
+        `Nuisance`: its `domain` is the one asked for.
+    Raises:
+        ValueError: `domain` is none of `DOMAINS`.
+    """
+    if domain not in DOMAINS:
+        raise ValueError(f"unknown domain {domain!r}: choose one of {', '.join(DOMAINS)}")
+    between = rng.uniform
+    yaw = rng.choice([-1, 1]) * between(45, 68) if domain == "pose" else np.clip(rng.normal(0, 14), -32, 32)
+    return Nuisance(
+        yaw=float(yaw),
+        pitch=float(np.clip(rng.normal(0, 7), -16, 16)),
+        roll=float(rng.normal(0, 2.5)),
+        age=float(between(60, 82) if domain == "age" else between(20, 45)),
+        light_azimuth=float(between(-80, 80)),
+        light_elevation=float(between(-15, 65)),
+        light_strength=float(between(0.1, 0.95)),
+        warmth=float(np.clip(rng.normal(0, 0.5), -1, 1)),
+        exposure=float(np.exp(between(-0.55, 0.35))),
+        smile=float(max(0.0, between(-0.6, 1))),
+        mouth_open=float(max(0.0, between(-1.2, 1))),
+        glasses=int(rng.choice(3, p=[0.8, 0.1, 0.1])),
+        shift_x=float(rng.normal(0, 1.2)),
+        shift_y=float(rng.normal(0, 1.2)),
+        scale=float(np.exp(rng.normal(0, 0.025))),
+        blur=float(max(0.0, between(-0.6, 1.1))),
+        low_resolution=float(max(1.0, between(-0.5, 2.6))),
+        noise=float(between(0, 7)),
+        jpeg=int(rng.integers(35, 95)) if between() < 0.6 else 0,
+        seed=int(rng.integers(2**31)),
+    )
+
+
+@dataclass(frozen=True)
+class _Surface:
+    """A head: `points` (R, C, 3) x right, y down, z to the camera; `colour` (R, C, 3) linear; `gloss` (R, C)."""
+
+    points: np.ndarray
+    colour: np.ndarray
+    gloss: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What is cached of an identity: the young surface, the way from there to the old one, and helpers of the mouth."""
+
+    young: _Surface
+    ageing: _Surface
+    angles: np.ndarray  # (C,) angle of each column around the head, radians, 0 in front
+    landmarks: np.ndarray  # (5, 3) in the order of TEMPLATE
+    smile: np.ndarray  # (R, C, 3) movement of the points at smile = 1
+    open: np.ndarray  # (R, C) movement of y at mouth_open = 1
+    inside: np.ndarray  # (R, C) 1 between the lips
+    traits: dict[str, float]
+
+
+def _rng(*key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
+
+
+def _bump(*scaled: np.ndarray) -> np.ndarray:
+    """A Gaussian hill; the arguments are distances divided by widths."""
+    return np.exp(-sum(s * s for s in scaled))
+
+
+def _step(x: np.ndarray) -> np.ndarray:
+    """0 below -1/2, 1 above 1/2, straight between."""
+    return np.clip(x + 0.5, 0.0, 1.0)
+
+
+def _noise(rng: np.random.Generator, cells: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
+    """Smooth noise of about unit variance: a random grid of `cells`, enlarged to `shape`."""
+    grid = rng.standard_normal(cells, dtype=np.float32)
+    return np.asarray(Image.fromarray(grid).resize(shape[::-1], Image.Resampling.BICUBIC))
+
+
+def _palette(colours: np.ndarray, position: float) -> np.ndarray:
+    """Linear colour (3,) at `position` 0..1 along a list of 8-bit colours; light is the square of what is shown."""
+    steps = np.linspace(0, 1, len(colours))
+    return np.array([np.interp(position, steps, colours[:, c]) for c in range(3)], np.float32) ** 2 / 255**2
+
+
+def draw_traits(identity_seed: int) -> dict[str, float]:
+    """The traits of an identity.
+
+    Args:
+        identity_seed (`int`): not negative; the same seed is the same identity.
+    Returns:
+        `dict[str, float]`: the names of `TRAITS`, and `skin`, `hair`, `iris_colour` (positions in the palettes, 0..1), `male`,
+        `bald`, `fringe`, `long_hair`, `beard`, `moustache` and `freckles` (0..1).
+    """
+    rng = _rng(identity_seed, 1)
+    traits = {name: mean + std * float(np.clip(rng.normal(), -2.2, 2.2)) for name, (mean, std) in TRAITS.items()}
+    skin, male = float(rng.uniform()), float(rng.uniform() < 0.5)
+    light_hair = rng.uniform() < 0.85 - skin
+    chance = rng.uniform(size=6)
+    traits |= {
+        "skin": skin,
+        "hair": float(rng.uniform(0.25, 1.0) if light_hair else rng.uniform(0.0, 0.3)),
+        "iris_colour": float(rng.uniform(0.0, 1.0) if light_hair else rng.uniform(0.0, 0.25)),
+        "male": male,
+        "bald": float(male and chance[0] < 0.12),
+        "fringe": float(chance[1] < (0.08 if male else 0.3)),
+        "long_hair": float(chance[2] < (0.06 if male else 0.65)),
+        "beard": float(rng.uniform(0.25, 1.0)) if male and chance[3] < 0.4 else 0.0,
+        "moustache": float(rng.uniform(0.3, 1.0)) if male and chance[4] < 0.4 else 0.0,
+        "freckles": float(rng.uniform(0.3, 1.0)) if chance[5] < 0.3 and skin < 0.5 else 0.0,
+    }
+    traits["brow_thick"] += 0.3 * male
+    traits["jaw_width"] += 1.5 * male - 0.7
+    traits["lip_red"] += 0.1 - 0.15 * male
+    return traits
+
+
+def _surface(t: dict[str, float], seed: int, ys: np.ndarray, angles: np.ndarray, old: bool) -> _Surface:
+    """Builds the head of traits `t` on the grid of heights `ys` (R,) and `angles` (C,), at 25 or at 80 years."""
+    rng = _rng(seed, 2)  # the same stream at both ages, so that moles and strands of hair stay where they are
+    shape = (len(ys), len(angles))
+    y, u = ys[:, None], angles[None, :]
+    side = np.abs(u)
+    sin, cos = np.sin(u), np.cos(u)
+    aged = float(old)
+
+    # Head: in each row the larger of the face's and the neck's oval.
+    jaw = np.interp(
+        ys,
+        [5, t["jaw_corner"] - 12, t["jaw_corner"], t["jaw_corner"] + 0.6 * (t["chin_y"] - t["jaw_corner"]),
+         t["chin_y"] - 2, t["chin_y"] + 3],
+        [1, 0.5 + 0.5 * (t["jaw_width"] + 3) / t["head_width"], (t["jaw_width"] + aged) / t["head_width"],
+         (0.62 * t["jaw_width"] + 0.38 * t["chin_width"] + 2 * aged) / t["head_width"],
+         t["chin_width"] / t["head_width"], 0.1],
+    )  # fmt: skip
+    jaw = np.convolve(np.pad(jaw, 4, "edge"), np.full(9, 1 / 9), "valid")
+    top = np.clip((ys + 8) / (t["crown"] + 8), 0, 1)
+    dome = np.sqrt(np.clip(1 - top**2.6, 0.0004, 1))
+    width = (t["head_width"] + 0.6 * t["fullness"]) * np.where(ys < 0, dome, jaw)
+    under = np.clip((ys - t["chin_y"] + 4) / 7, 0, 1)
+    depth = (t["head_depth"] + t["forehead"] * np.clip(-ys / 30, 0, 1)) * np.where(ys < 0, dome**0.8, 1 - 0.55 * under**2)
+    power = t["squareness"]
+    across = np.abs(sin) ** power, np.abs(cos) ** power
+    face = (across[0] / width[:, None] ** power + across[1] / depth[:, None] ** power) ** (-1 / power)
+    back = np.where(cos < 0, np.sqrt(1 + 0.55 * cos**2), 1.0) * np.clip(1 + (25 - y) / 60, 0.3, 1)
+    neck_width = 25.0 + 2.5 * t["male"]
+    neck = 1 / np.sqrt((sin / neck_width) ** 2 + (cos / 22.0) ** 2) * _step((y - 20) / 20)
+    radius = np.maximum(np.where(cos < 0, face * back, face), neck)
+
+    # Hair: above the hair line, thicker than the skin; long hair falls beside the face.
+    strands = _noise(rng, (7, 75), shape)
+    front = t["hair_front"] + 13 * t["fringe"] - 25 * t["bald"] - 5 * aged * t["male"]
+    line = np.interp(
+        side[0], [0.0, 0.12, 0.55, 0.95, 1.15, 1.32, 1.5, 1.75, 1.95],
+        [front + t["widow_peak"], front, front + 0.1 * t["temple"] + 3 * t["fringe"], front + t["temple"] + 6 * t["fringe"],
+         -14 - 6 * t["bald"], 2 + 0.4 * t["temple"], -2, 28, 36],
+    )  # fmt: skip
+    line = line + 5 * t["hair_part"] * angles + 1.2 * strands * (0.4 + t["fringe"])
+    hair = _step((line - y) / 2.5)
+    if t["long_hair"]:
+        curtain = _step((side - 1.22 + 0.004 * y - 0.05 * strands) / 0.1) * _step((y + 25) / 10)
+        radius = np.maximum(radius, curtain * (t["head_width"] + 1.0 + 0.05 * np.clip(y, 0, 60)))
+        hair = np.maximum(hair, curtain)
+    ear = _bump((side - 1.6 - 0.006 * (y - t["ear_y"])) / 0.13) * _step((11 - np.abs(y - t["ear_y"])) / 5) * (1 - hair)
+    radius = radius + ear * t["ear_size"] * (1.1 + 0.15 * aged)
+    radius = radius + hair * (t["hair_thick"] * (1 - 0.6 * t["bald"]) * (1 - 0.3 * aged) + 0.5 * strands)
+
+    # Relief of the face, in front of the oval. `x` is the place seen from the front.
+    x = radius * sin
+    ax = np.abs(x)
+    bare = 1 - hair
+    front_only = np.clip(cos * 2.0, 0, 1)
+    eye_x, eye_y = t["eye_x"], t["eye_y"]
+    tip = t["nose_tip_y"] + 1.0 * aged
+    mouth_y, mouth_w = t["mouth_y"] + 0.6 * aged, t["mouth_width"]
+    ridge = np.interp(
+        ys, [-14, -5, 4, tip - 5, tip - 1, tip + 2.5, tip + 6 - t["nose_up"], tip + 9],
+        [0.3, t["nose_bridge"], t["nose_bridge"] + 2 + t["nose_hump"], t["nose_height"] - 2.2 + 0.5 * t["nose_hump"],
+         t["nose_height"], t["nose_height"] - 1.5, 2.0, 0],
+    )  # fmt: skip
+    ridge = np.convolve(np.pad(ridge, 2, "edge"), np.full(5, 0.2), "valid")[:, None]
+    ridge_width = np.interp(ys, [-8, 2, tip - 6, tip, tip + 6], [6, *[t["bridge_width"]] * 2, 0.72 * t["nose_width"], 6])
+    nose_x = x - t["nose_bend"] * np.clip((y + 5) / 20, 0, 1.2)
+    wings = _bump((np.abs(nose_x) - 0.92 * t["nose_width"]) / 2.6, (y - tip - 1.5) / 3.2)
+    mouth = y - mouth_y - t["mouth_tilt"] * x + t["mouth_curve"] * ((x / mouth_w) ** 2 - 0.3)
+    arc = np.clip(1 - (x / mouth_w) ** 2, 0, 1)
+    upper = (t["lip_upper"] - 0.9 * aged) * arc**0.8 * (1 - t["cupid"] * _bump(x / 2.2)) + 0.01
+    lower = (t["lip_lower"] - 1.0 * aged) * arc**0.7 + 0.01
+    sag = _bump((ax - 21) / 7, (y - t["chin_y"] + 12) / 7)
+    fold = _bump((ax - 9.0 - 0.42 * (y - tip)) / 1.6) * _step((y - tip + 1) / 4) * _step((mouth_y + 6 - y) / 8)
+    forehead_lines = _bump(np.sin((y + 0.004 * x**2 + 24) * 2 * np.pi / 6.2) / 0.33) * _bump(x / 22, (y + 23) / 9)
+    crow = _bump(np.sin((y - eye_y) * 0.9 + 0.12 * (ax - eye_x)) / 0.35) * _bump((ax - eye_x - 13) / 4, (y - eye_y) / 7)
+    bags = _bump((ax - eye_x + 1) / 6.5, (y - eye_y - 8) / 1.5)
+    wrinkles = (0.9 * forehead_lines + 0.8 * crow + 1.2 * fold + 0.8 * bags) * bare * front_only
+    relief = (
+        ridge * _bump(nose_x / ridge_width[:, None])
+        + 0.38 * t["nose_height"] * wings
+        - t["eye_depth"] * _bump((ax - eye_x + 1.5) / 10, (y - eye_y) / 6.5)
+        + 1.7 * _bump((ax - eye_x) / 6.0, (y - eye_y) / 4.2)
+        + t["brow_ridge"] * _bump((ax - eye_x + 3) / 12, (y - t["brow_y"] - 1) / 4)
+        + t["cheekbone"] * _bump((ax - 24) / 9, (y - 14) / 8)
+        - (t["cheek_hollow"] - 0.8 * t["fullness"] + 0.9 * aged) * _bump((ax - 25) / 8, (y - 34) / 9)
+        + t["muzzle"] * _bump(x / 15, (y - mouth_y + 1) / 10)
+        + 1.3 * _bump(x / mouth_w, (mouth + 0.6 * upper) / 2.0)
+        + 1.7 * _bump(x / mouth_w, (mouth - 0.6 * lower) / 2.4)
+        - 1.4 * _bump(x / mouth_w, mouth / 0.9)
+        - 1.3 * _bump(x / 9, (y - mouth_y - 9) / 3)
+        + t["chin_out"] * _bump(x / 9.5, (y - t["chin_y"] + 6) / 5.5)
+        - t["chin_cleft"] * _bump(x / 1.6, (y - t["chin_y"] + 5) / 5)
+        + 2.2 * aged * sag
+        - 0.9 * aged * wrinkles
+    ) * (front_only * bare)
+    points = np.stack(np.broadcast_arrays(x, y, radius * cos + relief), -1).astype(np.float32)
+
+    # Colour of the skin.
+    base = _palette(SKIN, t["skin"])
+    tone = 1 + 0.05 * _noise(rng, (9, 12), shape) + 0.05 * _noise(rng, (40, 50), shape) * (1 + aged)
+    blotch = np.clip(_noise(rng, (26, 34), shape) - 1.0, 0, 1)
+    freckle = np.clip(_noise(rng, (60, 80), shape) - 0.5, 0, 1) * _bump(ax / 26, (y - 12) / 13)
+    red = t["redness"] * (
+        _bump((ax - 22) / 9, (y - 18) / 9) + 0.8 * _bump(nose_x / 6, (y - tip) / 5) + ear + 0.3 * _bump(x / 9, (y - 54) / 6)
+    )
+    dark = (
+        0.28 * t["under_eye"] * (1 + aged) * _bump((ax - eye_x + 1.5) / 6.5, (y - eye_y - 5.5) / 2.6)
+        + 0.18 * _bump((ax - eye_x + 3) / 9, (y - eye_y + 4) / 4)
+        + 0.20 * _bump(x / 7, (y - tip - 8) / 3)
+        + 0.16 * _bump(x / 9, (y - mouth_y - lower - 2.5) / 2)
+        + 0.45 * _step((y - t["chin_y"] - 1 + 0.02 * x**2) / 8)
+        + 0.35 * _bump((line - y + 1) / 3.5) * bare
+        + 0.35 * aged * wrinkles
+        + (0.35 * t["freckles"]) * freckle
+        + 0.30 * aged * blotch
+    )
+    for place in rng.uniform([-30, -28], [30, 55], size=(5, 2))[: rng.integers(0, 6)]:
+        dark = dark + 0.75 * _bump((x - place[0]) / 1.1, (y - place[1]) / 1.1) * front_only
+    shade = (np.clip(1 - dark, 0.15, 1) * tone)[..., None]
+    blush = np.array([0.10, -0.22, -0.20], np.float32)
+    colour = base * (1 - 0.08 * aged) * shade * (1 + red[..., None] * blush)
+
+    def paint(mask: np.ndarray, new: np.ndarray) -> None:
+        nonlocal colour
+        colour += np.clip(mask, 0, 1)[..., None] * (new - colour)
+
+    # Beard, lips, nostrils, brows, eyes, hair, in this order.
+    hair_colour = _palette(HAIR, t["hair"])
+    hair_colour = hair_colour + aged * 0.75 * (GREY_HAIR.astype(np.float32) ** 2 / 255**2 - hair_colour)
+    bristle = _noise(rng, (90, 110), shape)
+    jaw_line = _step((y - mouth_y + 16 - 0.9 * np.clip(ax - 8, 0, 26)) / 8) if t["beard"] else np.zeros(shape)
+    beard = t["beard"] * jaw_line * _step((ax - 0.9 * mouth_w + 2 * np.clip(y - mouth_y - 6, 0, 8)) / 5)
+    beard = beard * _step((t["chin_y"] + 6 - y) / 6)
+    moustache = t["moustache"] * _step((y - tip - 6.5) / 2) * _step((mouth_w + 2 - ax) / 4) * _step((mouth_y - upper - y) / 1.5)
+    paint((np.maximum(beard, moustache)) * (0.75 + 0.35 * bristle) * front_only, 0.85 * hair_colour)
+    lips = _step((mouth + upper) / 0.9) * _step((lower - mouth) / 0.9) * _step((mouth_w - ax) / 1.2) * front_only
+    lip_colour = base * np.array([0.92, 0.50, 0.52], np.float32) ** (0.4 + t["lip_red"])
+    paint(0.85 * lips, lip_colour * (0.82 + 0.18 * _step(mouth / 1.5)[..., None]))
+    paint(0.85 * _bump(mouth / 0.75) * _step((mouth_w + 0.5 - ax) / 2) * front_only, 0.12 * lip_colour)
+    paint(0.85 * _bump((np.abs(nose_x) - 0.5 * t["nose_width"]) / 1.7, (y - tip - 5) / 1.25) * front_only, 0.08 * base)
+    paint(0.3 * _bump((np.abs(nose_x) - 1.25 * t["nose_width"]) / 1.0, (y - tip - 2) / 3.2) * front_only, 0.3 * base)
+
+    out = ax - eye_x  # from the middle of the eye outwards
+    brow_place = np.clip((out + t["brow_in"]) / (t["brow_in"] + t["brow_out"]), 0, 1)
+    brow_line = t["brow_y"] + 0.8 * aged - t["brow_tilt"] * out * 4 - t["brow_arch"] * (1 - ((brow_place - 0.62) / 0.5) ** 2)
+    brow_half = t["brow_thick"] * (1.05 - 0.75 * brow_place**2)
+    brow = _step((brow_half - np.abs(y - brow_line)) / 1.3) * _step((out + t["brow_in"]) / 2) * _step((t["brow_out"] - out) / 2)
+    paint(t["brow_dark"] * brow * (0.85 + 0.3 * bristle) * front_only * bare, 0.55 * hair_colour)
+
+    eye_w, eye_h = t["eye_width"], t["eye_height"] * (1 - 0.18 * aged)
+    down = y - eye_y + t["eye_tilt"] * out
+    opening = np.clip(1 - (out / eye_w) ** 2, 0, 1)
+    lid_upper = -1.1 * eye_h * opening**0.75
+    lid_lower = 0.75 * eye_h * opening
+    eye = _step((down - lid_upper) / 0.8) * _step((lid_lower - down) / 0.8) * _step((eye_w - np.abs(out)) / 1) * front_only
+    disc = np.sqrt(out**2 + (down + 0.12 * eye_h) ** 2)
+    white = np.array([0.62, 0.58, 0.55], np.float32) * (1 - 0.35 * _bump((down - lid_upper) / 1.3))[..., None]
+    paint(0.4 * _bump((down - lid_upper + t["lid_crease"]) / 0.75) * _step((eye_w + 1 - np.abs(out)) / 3) * front_only, 0.35 * base)
+    paint(eye, white)
+    paint(eye * _step((t["iris"] - disc) / 0.9), _palette(IRIS, t["iris_colour"]))
+    paint(eye * 0.6 * _bump((disc - t["iris"]) / 0.6), np.zeros(3, np.float32))
+    paint(eye * _step((1.45 - disc) / 0.9), np.full(3, 0.004, np.float32))
+    paint(eye * _bump((x - np.sign(x) * eye_x + 1.0) / 0.7, (down + 1.5) / 0.7), np.full(3, 0.9, np.float32))
+    lash = _bump((down - lid_upper) / (0.75 + 0.25 * (1 - t["male"]))) * _step((eye_w + 0.8 - np.abs(out)) / 1.5)
+    paint((0.85 * lash + 0.35 * _bump((down - lid_lower) / 0.6) * (opening > 0)) * front_only, np.full(3, 0.012, np.float32))
+
+    locks = np.clip(1 + 0.28 * strands + 0.12 * bristle, 0.3, 2)[..., None]
+    paint(hair * (1 - 0.25 * t["bald"]), hair_colour * locks)
+    gloss = 0.10 * (1 - 0.5 * aged) * bare + 0.05 * hair + 0.1 * lips
+    return _Surface(points, colour.astype(np.float32), gloss.astype(np.float32))
+
+
+@lru_cache(maxsize=4)
+def _head(identity_seed: int, size: int) -> _Head:
+    t = draw_traits(identity_seed)
+    rows, columns = round(1.25 * size), round(1.35 * size)
+    between_lips = t["mouth_y"] + np.linspace(-0.7, 0.7, 8)  # so that an open mouth has something to show
+    ys = np.sort(np.concatenate([np.linspace(-68, 80, rows), between_lips]))
+    spread = np.linspace(-1, 1, columns)
+    angles = (0.5 * spread + 0.5 * spread**3) * np.radians(165)  # denser in front
+    young, aged = (_surface(t, identity_seed, ys, angles, old) for old in (False, True))
+    ageing = _Surface(aged.points - young.points, aged.colour - young.colour, aged.gloss - young.gloss)
+
+    x, y = young.points[..., 0], young.points[..., 1]
+    ax = np.abs(x)
+    front = np.clip(np.cos(angles) * 2, 0, 1)[None, :]
+    mouth_y, mouth_w = t["mouth_y"], t["mouth_width"]
+    corner = _bump((ax - mouth_w) / 6, (y - mouth_y) / 6) * front
+    mouth_area = _bump(x / (1.3 * mouth_w), (y - mouth_y) / 8) * front
+    cheek = _bump((ax - 20) / 8, (y - 20) / 8) * front
+    smile = np.stack([np.sign(x) * 2.6 * corner, -3.2 * corner + 0.8 * mouth_area - 1.2 * cheek, 1.8 * cheek - corner], -1)
+    gape = np.clip(1 - (x / (mouth_w - 0.5)) ** 2, 0, 1) ** 0.6
+    fall = np.clip((y - mouth_y) / 1.2 + 0.5, 0, 1)
+    jaw = 0.75 * np.clip((y - mouth_y - 4) / 12, 0, 1)
+    opening = 9.0 * front * fall * (gape * (1 - jaw) + jaw * _step((60 - ax) / 60)) * np.clip((95 - y) / 30, 0, 1)
+    inside = _step((0.9 - np.abs(y - mouth_y)) / 0.3) * _step((mouth_w - 1 - ax) / 2) * front
+
+    spots = [(-t["eye_x"], t["eye_y"]), (t["eye_x"], t["eye_y"]), (0.0, t["nose_tip_y"]), (-mouth_w, mouth_y), (mouth_w, mouth_y)]
+    places = [np.unravel_index(np.argmin((x - a) ** 2 + (y - b) ** 2 + 1e4 * (front == 0)), x.shape) for a, b in spots]
+    landmarks = np.array([young.points[place] for place in places])
+    return _Head(young, ageing, angles, landmarks, smile.astype(np.float32), opening.astype(np.float32),
+                 inside.astype(np.float32), t)  # fmt: skip
+
+
+def _hide(position: np.ndarray, start: int) -> np.ndarray:
+    """Running extremes of each row, away from column `start`, the one nearest to the viewer.
+
+    What lies behind something nearer gets the position of the thing's edge, so that it is squeezed to nothing.
+    """
+    left = np.minimum.accumulate(position[:, start::-1], axis=1)[:, ::-1]
+    return np.concatenate([left[:, :-1], np.maximum.accumulate(position[:, start:], axis=1)], axis=1)
+
+
+def _resample(position: np.ndarray, values: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Linear interpolation of every row at `targets`.
+
+    Args:
+        position (`np.ndarray` of shape `(R, C)`): places of the samples, not falling along a row.
+        values (`np.ndarray` of shape `(R, C, F)`): what to interpolate.
+        targets (`np.ndarray` of shape `(T,)`): places wanted.
+    Returns:
+        values of shape `(R, T, F)`, and the share of each target that the row covers, `(R, T)`.
+    """
+    rows, columns = position.shape
+    first, last = position[:, :1], position[:, -1:]
+    step = targets[1] - targets[0]
+    cover = _step((targets - first) / step) * _step((last - targets) / step)
+    apart = np.arange(rows)[:, None] * 1000.0  # one long rising axis, so that one call serves all rows
+    wanted = np.clip(targets, first, last) + apart
+    index = np.interp(wanted.ravel(), (position + apart).ravel(), np.arange(rows * columns, dtype=np.float64))
+    low = np.minimum(index.astype(np.int64), rows * columns - 2)
+    flat = values.reshape(rows * columns, -1)
+    share = (index - low).astype(np.float32)[:, None]
+    below = flat[low]
+    mixed = below + share * (flat[low + 1] - below)
+    return mixed.reshape(rows, len(targets), -1), cover.astype(np.float32)
+
+
+def _lit(points: np.ndarray, colour: np.ndarray, gloss: np.ndarray, angles: np.ndarray, n: Nuisance) -> np.ndarray:
+    """Colour (R, C, 3) of the surface under the light: Lambert and a little Blinn, with cast shadows within a row."""
+    azimuth, elevation, pitch, yaw = np.radians([n.light_azimuth, n.light_elevation, n.pitch, n.yaw])
+    light = np.array([np.sin(azimuth) * np.cos(elevation), -np.sin(elevation), np.cos(azimuth) * np.cos(elevation)])
+    turn = _turn(yaw, pitch)
+    light, viewer = turn.T @ light, turn.T @ np.array([0.0, 0.0, 1.0])
+
+    along = np.empty_like(points)
+    along[:, 1:-1] = points[:, 2:] - points[:, :-2]
+    along[:, 0], along[:, -1] = along[:, 1], along[:, -2]
+    down = np.empty_like(points)
+    down[1:-1] = points[2:] - points[:-2]
+    down[0], down[-1] = down[1], down[-2]
+    ax, ay, az = along[..., 0], along[..., 1], along[..., 2]
+    dx, dy, dz = down[..., 0], down[..., 1], down[..., 2]
+    nx, ny, nz = ay * dz - az * dy, az * dx - ax * dz, ax * dy - ay * dx
+    inverse = 1 / np.sqrt(nx * nx + ny * ny + nz * nz + 1e-6)
+
+    around = float(np.arctan2(light[0], light[2]))
+    across = points[..., 0] * np.float32(np.cos(around)) - points[..., 2] * np.float32(np.sin(around))
+    start = int(np.clip(np.searchsorted(angles, around), 1, len(angles) - 2))
+    open_sky = 1 - np.clip(np.abs(_hide(across, start) - across) / 2.0, 0, 1)
+
+    half = (light + viewer) / np.linalg.norm(light + viewer)
+    l32, h32 = light.astype(np.float32), half.astype(np.float32)
+    lambert = np.maximum((nx * l32[0] + ny * l32[1] + nz * l32[2]) * inverse, 0) * open_sky
+    shine = np.maximum((nx * h32[0] + ny * h32[1] + nz * h32[2]) * inverse, 0) ** 2
+    shine = shine * shine
+    shine = shine * shine
+    shine = shine * shine * open_sky * gloss
+    ambient = (1 - n.light_strength) * (0.85 - 0.25 * ny * inverse) + 0.06
+    tint = np.array([1 + 0.14 * n.warmth, 1.0, 1 - 0.22 * n.warmth], np.float32)
+    strength = np.float32(1.5 * n.light_strength)
+    light_map = ambient[..., None] + (strength * lambert)[..., None] * tint
+    return (colour * light_map + (strength * shine)[..., None] * tint) * np.float32(n.exposure)
+
+
+def _turn(yaw: float, pitch: float) -> np.ndarray:
+    """Rotation (3, 3) of the head, first about the vertical axis, then about the horizontal one of the camera."""
+    cy, sy, cp, sp = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch)
+    return np.array([[1, 0, 0], [0, cp, sp], [0, -sp, cp]]) @ np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+
+
+def _background(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Linear colours (size, size, 3): soft patches and a few hard-edged ones."""
+    cells = int(rng.integers(2, 7))
+    soft = rng.uniform(0, 0.8, (cells, cells, 3)) * rng.uniform(0.15, 1.0)
+    picture = Image.fromarray((255 * np.sqrt(soft)).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(picture)
+    for _ in range(int(rng.integers(0, 4))):
+        x, y, w, h = rng.uniform([-0.2, -0.2, 0.1, 0.1], [1, 1, 0.6, 1.2]) * size
+        red, green, blue = (int(c) for c in rng.integers(10, 230, 3))
+        draw.rectangle((x, y, x + w, y + h), fill=(red, green, blue))
+    return np.square(np.asarray(picture, np.float32) / 255)
+
+
+def render(identity_seed: int, nuisance: Nuisance, size: int = 112) -> np.ndarray:
+    """Draws one aligned face.
+
+    Args:
+        identity_seed (`int`): not negative; the same seed is the same person.
+        nuisance (`Nuisance`): how the face was photographed.
+        size (`int`): side of the picture in pixels, 24 to 512; the face fills it as in an ArcFace crop.
+    Returns:
+        `np.ndarray` of shape `(size, size, 3)`, uint8, RGB; byte-equal for equal arguments.
+    Raises:
+        ValueError: a size or seed out of range.
+    """
+    if not 24 <= size <= 512:
+        raise ValueError(f"size must be 24 to 512 pixels, got {size}")
+    if identity_seed < 0:
+        raise ValueError(f"identity_seed must not be negative, got {identity_seed}")
+    n, head = nuisance, _head(identity_seed, size)
+    rng = _rng(n.seed, 3)
+    unit = size / 112
+
+    # The surface at this age, with this expression.
+    share = np.float32((n.age - YOUNG) / (OLD - YOUNG))
+    points = head.young.points + share * head.ageing.points
+    colour = head.young.colour + share * head.ageing.colour
+    gloss = head.young.gloss + share * head.ageing.gloss
+    if n.smile > 0:
+        points += np.float32(n.smile) * head.smile
+    if n.mouth_open > 0:
+        teeth = np.array([0.55, 0.5, 0.45], np.float32)
+        height = (points[..., 1] - head.traits["mouth_y"])[..., None]
+        mouth = np.where(height < -0.15 - 0.2 * n.mouth_open, teeth, teeth * np.array([0.1, 0.04, 0.04], np.float32))
+        colour += (np.float32(min(1.0, 3 * n.mouth_open)) * head.inside)[..., None] * (mouth - colour)
+        points[..., 1] += np.float32(n.mouth_open) * head.open
+    if n.glasses:
+        colour = _with_glasses(colour, points, head.traits, n)
+    lit = _lit(points, colour, gloss, head.angles, n)
+
+    # Alignment: the similarity that brings the turned landmarks nearest to the template, and its error.
+    yaw, pitch = np.radians([n.yaw, n.pitch])
+    turn = _turn(yaw, pitch)
+    seen = head.landmarks @ turn.T
+    spots = seen[:, 0] + 1j * seen[:, 1]
+    centred = spots - spots.mean()
+    factor = np.vdot(centred, TEMPLATE - TEMPLATE.mean()) / np.vdot(centred, centred).real
+    middle = 56 + 56j
+    error = n.scale * np.exp(1j * np.radians(n.roll))
+    offset = middle + error * (TEMPLATE.mean() - factor * spots.mean() - middle) + n.shift_x + 1j * n.shift_y
+    factor = factor * error
+    canvas = round(1.14 * size)  # room to turn the picture
+    zoom, rotation = abs(factor), np.angle(factor)
+    centre = (middle - offset) / factor
+    grid = (np.arange(canvas) + 0.5 - canvas / 2) / (unit * zoom)
+
+    # Projection: places along the rows first, where what is behind (the far cheek) hides; then along the columns.
+    turn32 = turn.astype(np.float32)
+    across = points[..., 0] * turn32[0, 0] + points[..., 2] * turn32[0, 2]
+    height = points @ turn32[1]
+    start = int(np.clip(np.searchsorted(head.angles, -yaw), 1, len(head.angles) - 2))
+    fields = np.concatenate([lit, height[..., None]], axis=-1)  # (R, C, 4)
+    fields, cover = _resample(_hide(across, start), fields, grid + centre.real)  # (R, X, 4)
+    columns = np.ascontiguousarray(np.concatenate([fields, cover[..., None]], -1).transpose(1, 0, 2))  # (X, R, 5)
+    middle_row = len(head.inside) // 2
+    picture, inside = _resample(_hide(columns[..., 3], middle_row), columns, grid + centre.imag)  # (X, Y, 5)
+    alpha = (picture[..., 4] * inside)[..., None]
+    behind = _background(rng, canvas)
+    mixed = (behind * np.float32(n.exposure) + alpha.transpose(1, 0, 2) * (picture[..., :3].transpose(1, 0, 2) - behind))
+    shown = Image.fromarray((255 * np.sqrt(np.clip(mixed, 0, 1)) + 0.5).astype(np.uint8))
+
+    cos, sin, half = np.cos(rotation), np.sin(rotation), canvas / 2
+    affine = (cos, sin, half - (cos + sin) * size / 2, -sin, cos, half + (sin - cos) * size / 2)
+    shown = shown.transform((size, size), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
+    return _photographed(shown, n, rng)
+
+
+def _with_glasses(colour: np.ndarray, points: np.ndarray, t: dict[str, float], n: Nuisance) -> np.ndarray:
+    """Paints a frame around the eyes; its shape comes from the image's seed, it is no mark of the identity."""
+    rng = _rng(n.seed, 4)
+    width, height, power = rng.uniform([12.5, 8.5, 2.0], [15.0, 12.5, 5.0])
+    tone = rng.uniform(0.0, 0.12, 3) * (1.0 if n.glasses == 2 else 2.5)
+    line = 1.1 if n.glasses == 2 else 0.6
+    rows = slice(*np.searchsorted(points[:, 0, 1], [-16.0, 18.0]))
+    x, y, z = np.abs(points[rows, :, 0]), points[rows, :, 1] - t["eye_y"] - 1.5, points[rows, :, 2]
+    ring = (np.abs((x - t["eye_x"]) / width) ** power + np.abs(y / height) ** power) ** (1 / power)
+    frame = _step(line + 0.5 - np.abs(ring - 1) * height)
+    bridge = _step(line + 0.5 - np.abs(y + 2.5)) * (x < t["eye_x"] - width)
+    arm = _step(line + 0.5 - np.abs(y + 3)) * (x > t["eye_x"] + width - 1) * (z < 40)
+    mask = np.clip(frame + bridge + arm, 0, 1) * (z > -10)
+    colour[rows] += mask[..., None].astype(np.float32) * (tone.astype(np.float32) - colour[rows])
+    return colour
+
+
+def _photographed(shown: Image.Image, n: Nuisance, rng: np.random.Generator) -> np.ndarray:
+    """Blur, loss of resolution, sensor noise and JPEG, in this order."""
+    size = shown.width
+    if n.blur > 0:
+        shown = shown.filter(ImageFilter.GaussianBlur(n.blur * size / 112))
+    if n.low_resolution > 1:
+        small = max(8, round(size / n.low_resolution))
+        shown = shown.resize((small, small), Image.Resampling.BILINEAR).resize((size, size), Image.Resampling.BICUBIC)
+    pixels = np.asarray(shown)
+    if n.noise > 0:
+        noisy = pixels + np.float32(n.noise) * rng.standard_normal(pixels.shape, np.float32)
+        pixels = np.clip(noisy + 0.5, 0, 255).astype(np.uint8)
+    if n.jpeg:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=n.jpeg)
+        pixels = np.asarray(Image.open(buffer))
+    return np.array(pixels)
+
+
+def contact_sheet(
+    identity_seeds: Sequence[int], nuisances: Sequence[Nuisance] | None = None, size: int = 112, columns: int = 8
+) -> Image.Image:
+    """Pictures side by side, to look at: a row an identity, a column an image.
+
+    Args:
+        identity_seeds (`Sequence[int]`): the rows.
+        nuisances (`Sequence[Nuisance]`, *optional*): the columns, the same for every row; `columns` images as
+            `write_synthetic` would draw them where None.
+        size (`int`): side of a picture in pixels.
+    Returns:
+        `PIL.Image.Image`: RGB.
+    """
+    rows = []
+    for seed in identity_seeds:
+        drawn = nuisances if nuisances is not None else draw_images(seed, columns)
+        rows.append(np.concatenate([render(seed, n, size) for n in drawn], axis=1))
+    return Image.fromarray(np.concatenate(rows))
+
+
+def draw_images(identity_seed: int, count: int) -> list[Nuisance]:
+    """How the `count` images of an identity are photographed: domains as in `IMAGE_DOMAINS`, over and over."""
+    rng = _rng(identity_seed, 5)
+    return [draw_nuisance(rng, IMAGE_DOMAINS[i % len(IMAGE_DOMAINS)]) for i in range(count)]

@@ -1,0 +1,228 @@
+"""Face verification metrics: k-fold accuracy, AUC, EER and TAR at a false accept rate.
+
+A leaf: numpy and scikit-learn only. A pair is accepted as "same person" iff its squared distance d < t, strictly; for
+L2-normalised embeddings d = ||a - b||^2 = 2 - 2 cos. Rates are fractions in [0, 1], never percent.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.metrics import roc_auc_score, roc_curve
+
+# insightface `eval/verification.py`: 400 thresholds on the squared distance.
+THRESHOLDS = np.arange(0, 4, 0.01)
+FALSE_ACCEPT_RATES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+# The fewest impostor pairs that must lie above a threshold before it is reported as a measured FAR.
+MIN_FALSE_ACCEPTS = 3
+NUM_FOLDS = 10
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """What a list of scored pairs says about an embedder. Rates and accuracies are fractions.
+
+    Attributes:
+        accuracy, accuracy_std: mean and population standard deviation over the folds.
+        fold_accuracies, fold_thresholds: one a fold, in the order of the fold numbers; thresholds on d.
+        auc: area under the ROC of the raw scores.
+        eer, eer_threshold: equal error rate, and the cosine similarity where it is reached.
+        tar_at_far: one dict for each FAR the set supports: `far` asked, `tar`, `threshold` (cosine similarity; accepted
+            iff strictly above it) and `measured_far` (never above `far`).
+        unsupported_fars: the FARs asked for that the impostor pairs cannot support.
+    """
+
+    pairs: int
+    genuine: int
+    impostor: int
+    accuracy: float
+    accuracy_std: float
+    fold_accuracies: list[float]
+    fold_thresholds: list[float]
+    auc: float
+    eer: float
+    eer_threshold: float
+    tar_at_far: list[dict[str, float]]
+    unsupported_fars: list[float]
+
+
+def pair_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Squared Euclidean distances of two aligned lists of embeddings, in float64 as the reference computes them.
+
+    Args:
+        a, b (`np.ndarray` of shape `(N, E)`): L2-normalised embeddings.
+    Returns:
+        `np.ndarray` of shape `(N,)`, float64, about 0 to 4.
+    """
+    return np.square(np.subtract(a, b, dtype=np.float64)).sum(axis=1)  # (N,)
+
+
+def contiguous_folds(num_pairs: int, num_folds: int = NUM_FOLDS) -> np.ndarray:
+    """Fold number of each pair: equal contiguous blocks, the first ones a pair longer if it does not divide evenly.
+
+    The same blocks as scikit-learn's `KFold(num_folds, shuffle=False)`.
+
+    Raises:
+        ValueError: fewer pairs than folds.
+    """
+    if num_pairs < num_folds:
+        raise ValueError(f"{num_pairs} pairs cannot be cut into {num_folds} folds; give at least one pair a fold")
+    sizes = [len(block) for block in np.array_split(np.arange(num_pairs), num_folds)]
+    return np.repeat(np.arange(num_folds), sizes)  # (N,)
+
+
+def suspect_folds(same: np.ndarray, folds: np.ndarray) -> list[str]:
+    """Say which folds are not half genuine: the sign of labels that are wrong or out of order.
+
+    A fold with an odd number of pairs may be one pair off. Every fold of the published `.bin` benchmarks is half genuine.
+
+    Returns:
+        `list[str]`: one sentence, or none if every fold is balanced.
+    """
+    unbalanced = []
+    for fold in np.unique(folds):
+        labels = np.asarray(same)[folds == fold]
+        genuine = int(np.count_nonzero(labels))
+        if abs(2 * genuine - len(labels)) > len(labels) % 2:
+            unbalanced.append(f"fold {fold} has {genuine} genuine of {len(labels)}")
+    if not unbalanced:
+        return []
+    more = f" and {len(unbalanced) - 5} more" if len(unbalanced) > 5 else ""
+    return [f"unbalanced folds: {'; '.join(unbalanced[:5])}{more}; half of each fold must be genuine pairs"]
+
+
+def kfold_accuracy(
+    distances: np.ndarray, same: np.ndarray, folds: np.ndarray, thresholds: np.ndarray = THRESHOLDS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy of each fold at the threshold that is best on all the other folds.
+
+    Identical to counting correct pairs for each fold and threshold (`d < t`, first argmax), by one histogram a fold and
+    its cumulative sum.
+
+    Args:
+        distances (`np.ndarray` of shape `(N,)`): squared distances.
+        same (`np.ndarray` of shape `(N,)`): True for genuine pairs.
+        folds (`np.ndarray` of shape `(N,)`): fold number of each pair, at least two different ones.
+        thresholds (`np.ndarray` of shape `(T,)`): candidates, ascending.
+    Returns:
+        accuracies and thresholds, both of shape `(F,)`, in ascending order of the fold numbers.
+    Raises:
+        ValueError: fewer than two folds.
+    Source: insightface, `recognition/arcface_torch/eval/verification.py`, `calculate_roc`.
+    """
+    numbers, fold = np.unique(folds, return_inverse=True)
+    num_folds, num_thresholds = len(numbers), len(thresholds)
+    if num_folds < 2:
+        raise ValueError("k-fold accuracy needs at least two folds: the threshold is chosen on the others")
+    first_accepting = np.searchsorted(thresholds, distances, side="right")  # (N,): accepted from this threshold on
+    # A genuine pair turns correct where it is accepted first, an impostor pair turns wrong there.
+    gains = np.zeros((num_folds, num_thresholds + 1), dtype=np.int64)
+    np.add.at(gains, (fold, first_accepting), np.where(same, 1, -1))
+    impostors = np.bincount(fold[~same], minlength=num_folds)  # (F,): all correct while nothing is accepted
+    correct = impostors[:, None] + gains.cumsum(axis=1)[:, :num_thresholds]  # (F, T)
+    best = (correct.sum(axis=0) - correct).argmax(axis=1)  # (F,): first maximum over the other folds
+    accuracies = correct[np.arange(num_folds), best] / np.bincount(fold, minlength=num_folds)
+    return accuracies, thresholds[best]
+
+
+def equal_error_rate(similarities: np.ndarray, same: np.ndarray) -> tuple[float, float]:
+    """Error rate where false accepts and false rejects are equally frequent, linear between the points of the ROC.
+
+    Returns:
+        the rate, and the similarity threshold where it is reached.
+    """
+    far, tar, thresholds = roc_curve(same, similarities, drop_intermediate=False)
+    thresholds[0] = thresholds[1]  # scikit-learn starts at +inf, where nothing is accepted
+    gap = far - (1 - tar)  # ascends from -1 to 1
+    after = int(np.argmax(gap >= 0))
+    share = -gap[after - 1] / (gap[after] - gap[after - 1])
+    rate = far[after - 1] + share * (far[after] - far[after - 1])
+    threshold = thresholds[after - 1] + share * (thresholds[after] - thresholds[after - 1])
+    return float(rate), float(threshold)
+
+
+def supports_far(far: float, num_impostors: int) -> bool:
+    """Whether a set can measure a FAR: at least `MIN_FALSE_ACCEPTS` impostor pairs are expected to pass.
+
+    3,000 impostor pairs support 1e-3 (three errors) and no lower rate.
+    """
+    return math.floor(far * num_impostors + 1e-9) >= MIN_FALSE_ACCEPTS
+
+
+def tar_at_far(similarities: np.ndarray, same: np.ndarray, far: float) -> dict[str, float]:
+    """True accept rate at a false accept rate.
+
+    With n impostor pairs the threshold lets k = floor(far * n) of them pass: it is interpolated between the impostor
+    scores k and k + 1 from the top, so that the measured FAR never exceeds the one asked for.
+
+    Returns:
+        `far` asked, `tar`, `threshold` (a similarity; accepted iff strictly above) and `measured_far`.
+    Raises:
+        ValueError: the impostor pairs are too few for this FAR.
+    """
+    impostors = similarities[~same]
+    if not supports_far(far, len(impostors)):
+        raise ValueError(
+            f"FAR {far:g} cannot be measured on {len(impostors)} impostor pairs: it takes "
+            f"{math.ceil(MIN_FALSE_ACCEPTS / far - 1e-6)} for {MIN_FALSE_ACCEPTS} expected errors"
+        )
+    allowed = math.floor(far * len(impostors) + 1e-9)
+    threshold = np.quantile(impostors, 1 - allowed / len(impostors))
+    return {
+        "far": far,
+        "tar": float(np.mean(similarities[same] > threshold)),
+        "threshold": float(threshold),
+        "measured_far": float(np.mean(impostors > threshold)),
+    }
+
+
+def verification_report(
+    distances: np.ndarray,
+    same: np.ndarray,
+    folds: np.ndarray | None = None,
+    fars: tuple[float, ...] = FALSE_ACCEPT_RATES,
+) -> VerificationReport:
+    """Score a pair list.
+
+    Args:
+        distances (`np.ndarray` of shape `(N,)`): squared distances of L2-normalised embeddings (`pair_distances`).
+        same (`np.ndarray` of shape `(N,)`): True or 1 for genuine pairs.
+        folds (`np.ndarray` of shape `(N,)`, *optional*): fold number of each pair; ten contiguous blocks by default.
+        fars: false accept rates to report; those the set cannot support are listed, not reported.
+    Raises:
+        ValueError: shapes differ, a distance is not finite, or the pairs are of one class only.
+    """
+    distances, same = np.asarray(distances, dtype=np.float64), np.asarray(same, dtype=bool)
+    folds = contiguous_folds(len(same)) if folds is None else np.asarray(folds)
+    if not distances.shape == same.shape == folds.shape or distances.ndim != 1:
+        raise ValueError(
+            f"distances {distances.shape}, same {same.shape} and folds {folds.shape} must all have the shape (N,)"
+        )
+    broken = np.flatnonzero(~np.isfinite(distances))
+    if len(broken):
+        raise ValueError(f"{len(broken)} distances are NaN or infinite, the first is that of pair {broken[0]}")
+    genuine = int(same.sum())
+    if genuine in (0, len(same)):
+        kind = "impostor" if genuine == 0 else "genuine"
+        raise ValueError(f"all {len(same)} pairs are {kind} pairs; verification needs both kinds")
+
+    accuracies, thresholds = kfold_accuracy(distances, same, folds)
+    similarities = 1 - distances / 2  # the cosine
+    eer, eer_threshold = equal_error_rate(similarities, same)
+    impostor = len(same) - genuine
+    return VerificationReport(
+        pairs=len(same),
+        genuine=genuine,
+        impostor=impostor,
+        accuracy=float(accuracies.mean()),
+        accuracy_std=float(accuracies.std()),
+        fold_accuracies=accuracies.tolist(),
+        fold_thresholds=thresholds.tolist(),
+        auc=float(roc_auc_score(same, -distances)),
+        eer=eer,
+        eer_threshold=eer_threshold,
+        tar_at_far=[tar_at_far(similarities, same, far) for far in fars if supports_far(far, impostor)],
+        unsupported_fars=[far for far in fars if not supports_far(far, impostor)],
+    )

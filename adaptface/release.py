@@ -1,0 +1,245 @@
+"""Stage a trained run as a release folder, and load it again the way its users will.
+
+    python -m adaptface.release runs/NAME [--out DIR] [--license ID] [--allow_full]
+
+A release holds the adapters, the configuration, the processor and the code that loads them: no base weight, no
+identity head, no training image. It becomes visible under its name only when it is complete and has been loaded by a
+fresh interpreter that cannot import this project and reproduces the embeddings of the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from safetensors import safe_open
+
+from adaptface.card import build_card
+from image_processing_adaptface import AdaptFaceImageProcessor
+from modeling_adaptface import AdaptFaceModel
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = ("configuration_adaptface.py", "image_processing_adaptface.py", "modeling_adaptface.py")
+SHIPPED_REQUIREMENTS = ("numpy", "pillow", "safetensors", "torch", "transformers")
+REQUIRED_FILES = frozenset(
+    {*MODULES, "config.json", "model.safetensors", "preprocessor_config.json", "README.md", "LICENSE",
+     "requirements.txt"}
+)  # fmt: skip
+ALLOWED_FILES = REQUIRED_FILES | {"results.json"}
+
+
+class ReleaseError(RuntimeError):
+    """The folder is no release that may be published; the message says why."""
+
+
+def stage_release(
+    model_dir: Path,
+    results: Path | None,
+    out_dir: Path,
+    *,
+    settings: Path | None = None,
+    license_id: str | None = None,
+    allow_full: bool = False,
+) -> float:
+    """Build a release folder from a model folder, verify it, and put it in place of the former one.
+
+    Args:
+        model_dir (`Path`): folder written by `save_pretrained` of the model and of the processor (`runs/NAME/best`).
+        results (`Path`, *optional*): `results.json` of `eval_benchmarks.py`; without it the card says "not measured".
+        out_dir (`Path`): the release folder. An older release there is replaced; any other content is refused.
+        settings (`Path`, *optional*): `settings.yaml` of the run, for the card.
+        license_id (`str`, *optional*): Hub licence id of the weights; see `adaptface.card.build_card`.
+        allow_full (`bool`): accept `adaptation="full"`, whose weights contain the whole (changed) base.
+    Returns:
+        `float`: largest absolute difference between the embeddings of the release and those of `model_dir`.
+    Raises:
+        FileNotFoundError: a named file is missing.
+        FileExistsError: `out_dir` holds something that is not a release.
+        ReleaseError: the folder breaks a rule, or does not load to the same embeddings.
+    """
+    for path in (results, settings):
+        if path is not None and not path.is_file():
+            raise FileNotFoundError(f"{path} is not there; run the evaluation or leave it out")
+    if not (model_dir / "config.json").is_file():
+        raise FileNotFoundError(f"{model_dir} holds no saved model (no config.json); give a run's best/ folder")
+    if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / "config.json").is_file():
+        raise FileExistsError(f"{out_dir} holds files that are no release; name an empty or new folder")
+
+    model = AdaptFaceModel.from_pretrained(model_dir)
+    if model.config.adaptation == "full" and not allow_full:
+        raise ReleaseError(
+            f"{model_dir}: adaptation='full' would publish every weight of {model.config.backbone}; pass --allow_full "
+            "if its licence and size permit that"
+        )
+    scores = json.loads(results.read_text(encoding="utf-8")) if results else None
+    run = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings else None
+    card = build_card(model, scores, run, license_id=license_id)
+
+    with _replacing(out_dir) as folder:
+        model.save_pretrained(folder)
+        AdaptFaceImageProcessor.from_pretrained(model_dir).save_pretrained(folder)
+        (folder / "README.md").write_text(str(card), encoding="utf-8", newline="\n")
+        (folder / "requirements.txt").write_text(_requirements(), encoding="utf-8", newline="\n")
+        shutil.copyfile(_project_file("LICENSE"), folder / "LICENSE")
+        if results:
+            shutil.copyfile(results, folder / "results.json")
+        check_release(folder, allow_full=allow_full)
+        return verify_release(folder, model_dir)
+
+
+def check_release(folder: Path, *, allow_full: bool = False) -> None:
+    """Hold a folder against the rules that need no loading: the list of files and the names of the tensors.
+
+    Raises:
+        ReleaseError: names every file and tensor that is missing or must not be published.
+    """
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    faults = [f"{name} must not be in a release" for name in sorted(files - ALLOWED_FILES)]
+    faults += [f"{name} is missing" for name in sorted(REQUIRED_FILES - files)]
+    if "model.safetensors" in files:
+        with safe_open(folder / "model.safetensors", framework="np") as tensors:
+            names = set(tensors.keys())
+        for name in sorted(names):
+            if name.startswith("backbone.") and not allow_full:
+                faults.append(f"tensor {name} belongs to the base")
+            elif not name.startswith(TENSOR_PREFIXES):
+                faults.append(f"tensor {name} is no part of the model; identity heads stay in the checkpoints")
+    if faults:
+        raise ReleaseError(f"{folder} is no release: " + "; ".join(faults[:10]))
+
+
+def verify_release(folder: Path, model_dir: Path, *, tolerance: float = 1e-5) -> float:
+    """Load a release in a clean process and compare it with the model it was made from.
+
+    The process is a fresh interpreter in an empty working directory that cannot import this project and compiles the
+    release's own modules anew. Both sides embed the same four images in float32.
+
+    Args:
+        folder (`Path`): the release.
+        model_dir (`Path`): the model folder it was staged from.
+        tolerance (`float`): largest accepted absolute difference of pixel values and embeddings.
+    Returns:
+        `float`: largest absolute difference of the embeddings.
+    Raises:
+        ReleaseError: the release does not load, warns while it loads, or embeds differently.
+    """
+    images = np.random.default_rng(0).integers(0, 256, (4, 112, 112, 3), dtype=np.uint8)
+    model = AdaptFaceModel.from_pretrained(model_dir, dtype=torch.float32).eval()
+    pixel_values = AdaptFaceImageProcessor.from_pretrained(model_dir)(list(images))["pixel_values"]  # (4, 3, S, S)
+    with torch.no_grad():
+        expected = {"pixel_values": pixel_values.numpy(), "embeddings": model(pixel_values).pooler_output.numpy()}
+
+    with tempfile.TemporaryDirectory() as scratch:
+        report, found = _load_in_clean_process(folder, images, Path(scratch))
+    said = report["warnings"] + [f"{key}: {', '.join(names)}" for key, names in report["loading_info"].items()]
+    if said:
+        raise ReleaseError(f"{folder} loads, but not silently: " + " | ".join(said))
+    differences = {}
+    for name, wanted in expected.items():
+        if found[name].shape != wanted.shape:
+            raise ReleaseError(f"{folder}: {name} have shape {found[name].shape}, the run's have {wanted.shape}")
+        differences[name] = float(np.abs(found[name] - wanted).max())
+        if not differences[name] <= tolerance:  # NaN is a difference, too
+            raise ReleaseError(
+                f"{folder}: loaded in a clean process, its {name} differ from those of {model_dir} by "
+                f"{differences[name]:.2e} (allowed: {tolerance:.0e})"
+            )
+    return differences["embeddings"]
+
+
+def _load_in_clean_process(
+    folder: Path, images: np.ndarray, scratch: Path
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What `adaptface/clean_load.py` reports, and the arrays it computes, run in the empty folder `scratch`."""
+    workplace = scratch / "empty"
+    workplace.mkdir()
+    np.save(scratch / "images.npy", images)
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    env["HF_MODULES_CACHE"] = str(scratch / "modules")
+    script = Path(__file__).with_name("clean_load.py")
+    arguments = [folder.resolve(), scratch / "images.npy", scratch / "embeddings.npz"]
+    process = subprocess.run(
+        [sys.executable, "-P", str(script), *map(str, arguments)],
+        cwd=workplace, env=env, capture_output=True, text=True, encoding="utf-8", errors="replace",
+    )  # fmt: skip
+    if process.returncode:
+        reason = "\n".join(process.stderr.strip().splitlines()[-10:])
+        raise ReleaseError(f"{folder} does not load in a clean process (exit code {process.returncode}):\n{reason}")
+    with np.load(scratch / "embeddings.npz") as arrays:
+        return json.loads(process.stdout.splitlines()[-1]), dict(arrays)
+
+
+@contextmanager
+def _replacing(out_dir: Path) -> Iterator[Path]:
+    """A temporary folder beside `out_dir` that takes its name if the block ends well, and vanishes if it does not."""
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}-", dir=out_dir.parent) as scratch:
+        staged = Path(scratch) / "staged"
+        staged.mkdir()
+        yield staged
+        if out_dir.exists():
+            out_dir.rename(Path(scratch) / "former")
+        staged.rename(out_dir)
+
+
+def _project_file(name: str) -> Path:
+    path = ROOT / name
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there; stage releases from a checkout of the project")
+    return path
+
+
+def _requirements() -> str:
+    """The lines of pyproject's dependencies that the shipped modules need."""
+    project = tomllib.loads(_project_file("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = [line for line in project["dependencies"] if re.split(r"[<>=!~;\[ ]", line)[0] in SHIPPED_REQUIREMENTS]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line: stage and verify the release of a run folder."""
+    parser = argparse.ArgumentParser(prog="adaptface.release", description="Stage and verify the release of a run.")
+    parser.add_argument("run_folder", type=Path, help="run folder with best/, settings.yaml and results/results.json")
+    parser.add_argument("--out", type=Path, help="release folder (default: RUN_FOLDER/release)")
+    parser.add_argument("--license", dest="license_id", help="Hub licence id of the weights, e.g. apache-2.0")
+    parser.add_argument("--allow_full", action="store_true", help="publish a fully fine-tuned base as well")
+    args = parser.parse_args(argv)
+    run: Path = args.run_folder
+    out: Path = args.out or run / "release"
+    results, settings = run / "results" / "results.json", run / "settings.yaml"
+    try:
+        difference = stage_release(
+            run / "best",
+            results if results.is_file() else None,
+            out,
+            settings=settings if settings.is_file() else None,
+            license_id=args.license_id,
+            allow_full=args.allow_full,
+        )
+    except (ReleaseError, OSError, ValueError) as error:
+        print(f"adaptface.release: {error}", file=sys.stderr)
+        return 1
+    if not results.is_file():
+        print(f"No {results}: the card says 'not measured'.")
+    size = (out / "model.safetensors").stat().st_size
+    print(f"{out}: model.safetensors has {size / 1e6:.2f} MB; loaded in a clean process, its embeddings differ from")
+    print(f"those of {run / 'best'} by at most {difference:.1e}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

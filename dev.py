@@ -1,0 +1,93 @@
+"""Project tasks for a machine that has Python 3.11+ and nothing else: `python3 dev.py TASK`.
+
+    setup       make the virtual environment and install the project with the versions of constraints.txt
+    quickstart  setup, then render faces, train, evaluate and stage a release (CPU, a few minutes)
+    check       setup, then format, lint, types and the fast tests
+    test        setup, then everything: check, and the slow, distributed and real-face tests
+    fix         setup, then mend what the formatter and linter can mend
+
+The environment lives in .venv, or in the folder that ADAPTFACE_VENV names. Only the standard library is used here.
+"""
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+ENVIRONMENT = Path(os.environ.get("ADAPTFACE_VENV", ROOT / ".venv"))
+PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+RUN = "runs/quickstart"
+
+
+def run(*arguments: str) -> None:
+    """Runs the environment's Python with `arguments` in the project's root; ends the task if that fails."""
+    print("$ python", *arguments, flush=True)
+    done = subprocess.run([str(PYTHON), *arguments], cwd=ROOT, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def setup() -> None:
+    """Installs what pyproject.toml and constraints.txt ask for, unless this was done before."""
+    wanted = b"".join((ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt"))
+    digest = hashlib.sha256(wanted + str(ROOT).encode()).hexdigest()
+    stamp = ENVIRONMENT / "adaptface-setup"
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == digest:
+        return
+    print(f"installing into {ENVIRONMENT}: some minutes the first time", flush=True)
+    if not PYTHON.is_file():
+        venv.create(ENVIRONMENT, with_pip=True)
+    run("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", "constraints.txt", "-e", ".[test]")
+    stamp.write_text(digest, encoding="utf-8")
+
+
+def quickstart() -> None:
+    """The main job on embedded synthetic faces, from nothing to a release folder loaded in a clean process."""
+    run("train_accelerate.py", "recipes/quickstart.yaml", "--output_dir", RUN)
+    run(
+        "eval_benchmarks.py", "--model", f"{RUN}/best", "--zero_shot", f"{RUN}/base",
+        "--benchmark", f"{RUN}/synthetic/dev_pairs.csv", "--output_dir", f"{RUN}/results",
+    )  # fmt: skip
+    run("-m", "adaptface.release", RUN)
+
+
+def check() -> None:
+    """What every change must pass: format, lint, types, fast tests."""
+    run("-m", "ruff", "format", "--check", ".")
+    run("-m", "ruff", "check", ".")
+    run("-m", "mypy")
+    run("-m", "pytest", "-q", "-m", "not slow and not distributed")
+
+
+def test() -> None:
+    """What CI runs."""
+    check()
+    run("-m", "pytest", "-q", "-m", "slow or distributed")
+
+
+def fix() -> None:
+    """Formats, and mends what the linter can mend."""
+    run("-m", "ruff", "check", "--fix", ".")
+    run("-m", "ruff", "format", ".")
+
+
+def main() -> None:
+    if sys.version_info < (3, 11):  # noqa: UP036  (a stranger's python3 may be older)
+        sys.exit(f"AdaptFace needs Python 3.11 or newer; this is {sys.version.split()[0]}")
+    tasks = {task.__name__: task for task in (setup, quickstart, check, test, fix)}
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage="python3 dev.py TASK"
+    )
+    parser.add_argument("task", choices=tasks)
+    task = tasks[parser.parse_args().task]
+    setup()
+    if task is not setup:
+        task()
+
+
+if __name__ == "__main__":
+    main()
