@@ -31,6 +31,10 @@ FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"
 ImageLike = Image.Image | np.ndarray | bytes | str | os.PathLike
 
 
+def _describe(image: Any) -> str:
+    return os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"{type(image).__name__} image"
+
+
 def _open(image: Any, name: str) -> Image.Image:
     """Any accepted input -> decoded, upright PIL image in its own mode."""
     if isinstance(image, (str, os.PathLike)):
@@ -73,7 +77,9 @@ def _decode(stream: Any, name: str) -> Image.Image:
 def _upright(image: Image.Image, name: str) -> Image.Image:
     """Decode a lazily opened image and apply its EXIF orientation."""
     if image.width * image.height > MAX_PIXELS:  # from the header alone
-        raise ValueError(f"{name}: {image.width} x {image.height} px is over {MAX_PIXELS:,} pixels; scale it down first")
+        raise ValueError(
+            f"{name}: {image.width} x {image.height} px is over {MAX_PIXELS:,} pixels; scale it down first"
+        )
     try:
         return ImageOps.exif_transpose(image)
     except Exception as error:  # decoders raise whatever they like on damaged data
@@ -86,9 +92,7 @@ def _checked_array(array: np.ndarray, name: str) -> np.ndarray:
             f"{name}: array of shape {array.shape} has its channels first; pass (H, W, C), array.transpose(1, 2, 0)"
         )
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or not array.size:
-        raise ValueError(
-            f"{name}: array must have shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); got {array.shape}"
-        )
+        raise ValueError(f"{name}: array must have shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); got {array.shape}")
     if array.dtype != np.uint8:
         raise ValueError(
             f"{name}: array must be uint8 with values 0 .. 255, got {array.dtype}; "
@@ -147,8 +151,8 @@ def _checked_landmarks(landmarks: Any, size: tuple[int, int], name: str) -> np.n
         )
     if not ((centre >= 0) & (centre < size)).all():
         raise ValueError(
-            f"{name}: the landmarks' centre ({centre[0]:.0f}, {centre[1]:.0f}) lies outside the {size[0]} x {size[1]} px "
-            "image; pass pixel coordinates (x, y) of this image, after its EXIF orientation"
+            f"{name}: the landmarks' centre ({centre[0]:.0f}, {centre[1]:.0f}) lies outside the {size[0]} x {size[1]} "
+            "px image; pass pixel coordinates (x, y) of this image, after its EXIF orientation"
         )
     return points
 
@@ -220,7 +224,7 @@ class AdaptFaceImageProcessor(BaseImageProcessor):
         sides = {"height": size, "width": size} if isinstance(size, int) else dict(size)
         height = sides.get("height")
         if sides != {"height": height, "width": height} or not isinstance(height, int) or height < 1:
-            raise ValueError(f"size must be a positive int or {{'height': S, 'width': S}} with equal sides, got {size}")
+            raise ValueError(f"size must be a positive int, or a dict of an equal height and width; got {size}")
         return {"height": height, "width": height}
 
     def load(self, image: ImageLike, name: str | None = None) -> Image.Image:
@@ -237,14 +241,15 @@ class AdaptFaceImageProcessor(BaseImageProcessor):
         Raises:
             FileNotFoundError: there is no such file.
             TypeError: the input is of another type.
-            ValueError: not an image, damaged, under 16 px a side or over 80 million pixels, an array of another dtype or
-                shape, values that have no 8-bit reading.
+            ValueError: not an image, damaged, under 16 px a side or over 80 million pixels, an array of another dtype
+                or shape, values that have no 8-bit reading.
         """
-        if name is None:
-            name = str(image) if isinstance(image, (str, os.PathLike)) else "image"
+        name = name or _describe(image)
         opened = _open(image, name)
         if min(opened.size) < MIN_SIDE:
-            raise ValueError(f"{name}: {opened.width} x {opened.height} px is too small, {MIN_SIDE} px a side are needed")
+            raise ValueError(
+                f"{name}: {opened.width} x {opened.height} px is too small; {MIN_SIDE} px a side are needed"
+            )
         return _to_rgb(opened, name)
 
     def align(self, image: ImageLike, landmarks: Any, name: str | None = None) -> Image.Image:
@@ -258,10 +263,10 @@ class AdaptFaceImageProcessor(BaseImageProcessor):
         Returns:
             `PIL.Image.Image`: RGB, 112 x 112 px; black where the photo ends.
         Raises:
-            ValueError: as for `load`, or landmarks of another shape, not finite, coinciding, mirrored or off the image.
+            ValueError: as for `load`; landmarks of another shape, not finite, coinciding, mirrored or off the image.
         """
+        name = name or _describe(image)
         photo = self.load(image, name)
-        name = name or (str(image) if isinstance(image, (str, os.PathLike)) else "image")
         points = _checked_landmarks(landmarks, photo.size, name)
         a, b = _fit_similarity(points, name)
         # The warp samples single points: average a large face down to about its final size first.
@@ -277,7 +282,7 @@ class AdaptFaceImageProcessor(BaseImageProcessor):
         square = (TEMPLATE_SIZE, TEMPLATE_SIZE)
         return photo.transform(square, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BICUBIC)
 
-    def preprocess(  # type: ignore[override]
+    def preprocess(
         self,
         images: ImageLike | Sequence[ImageLike],
         landmarks: Any = None,
@@ -297,9 +302,9 @@ class AdaptFaceImageProcessor(BaseImageProcessor):
         """
         if isinstance(images, (list, tuple)) or (isinstance(images, np.ndarray) and images.ndim == 4):
             batch = list(images)
-            names = [f"images[{i}]" for i in range(len(batch))]
+            names = [f"images[{i}]: {_describe(image)}" for i, image in enumerate(batch)]
         else:
-            batch, names = [images], ["image"]
+            batch, names = [images], [_describe(images)]
             if landmarks is not None and np.ndim(landmarks) == 2:
                 landmarks = [landmarks]
         if not batch:
@@ -309,23 +314,21 @@ class AdaptFaceImageProcessor(BaseImageProcessor):
                 f"landmarks must be one (5, 2) array an image, {len(batch)} in all; got shape {np.shape(landmarks)}"
             )
         side = self.size["height"]
+        mean, std = np.array(self.image_mean, np.float32), np.array(self.image_std, np.float32)
         pixel_values = np.empty((len(batch), 3, side, side), dtype=np.float32)
         for i, (image, name) in enumerate(zip(batch, names, strict=True)):
-            if isinstance(image, (str, os.PathLike)):
-                name = f"{name} {str(image)!r}"
             if landmarks is None:
                 crop = self.load(image, name)
                 if max(crop.size) > MAX_STRETCH * min(crop.size):
                     raise ValueError(
-                        f"{name}: {crop.width} x {crop.height} px is no square, and resizing it would distort the face; "
-                        "pass an aligned square face crop, or the photo with its five landmarks"
+                        f"{name}: {crop.width} x {crop.height} px is no square, resizing would distort the face; pass "
+                        "an aligned square face crop, or the photo with its five landmarks"
                     )
             else:
                 crop = self.align(image, landmarks[i], name)
             resized = crop.resize((side, side), Image.Resampling(self.resample))
             pixels = np.asarray(resized, dtype=np.float32)  # (side, side, 3)
-            pixels = (pixels * np.float32(self.rescale_factor) - np.float32(self.image_mean)) / np.float32(self.image_std)
-            pixel_values[i] = pixels.transpose(2, 0, 1)
+            pixel_values[i] = ((pixels * np.float32(self.rescale_factor) - mean) / std).transpose(2, 0, 1)
         return BatchFeature({"pixel_values": torch.from_numpy(pixel_values)}, tensor_type=return_tensors)
 
 

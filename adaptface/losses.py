@@ -88,7 +88,7 @@ class MarginHead(nn.Module):
             return cosines.index_put_((rows, labels), target).mul_(self.scale)
 
     def margin_cosine(self, cosine: Tensor, features: Tensor) -> Tensor:
-        """Cosine of each image to its own centre, `(B,)`, and its raw features, `(B, E)` -> the margin cosine `(B,)`."""
+        """Cosine to the own centre, `(B,)`, and raw features, `(B, E)` -> the cosine less its margin, `(B,)`."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:

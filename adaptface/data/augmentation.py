@@ -9,7 +9,7 @@ workers, processes, order or what was read before, and a resumed run sees the ve
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -36,7 +36,7 @@ class Processor(Protocol):
 def build_augmentation(
     flip: float = 0.5,
     randaugment_ops: int = 0,
-    randaugment_magnitude: tuple[int, int] = (1, 16),
+    randaugment_magnitude: Sequence[int] = (1, 16),
     low_resolution: float = 0.0,
     occlusion: float = 0.0,
     crop: float = 0.0,
@@ -48,33 +48,30 @@ def build_augmentation(
         flip, low_resolution, occlusion, crop, photometric (`float` in [0, 1]): probability of each; see
             `horizontal_flip`, `reduce_resolution`, `occlude`, `random_crop` and `vary_light`.
         randaugment_ops (`int`): operations drawn for each image, 0 for none.
-        randaugment_magnitude (`tuple[int, int]`): lowest and highest magnitude on a scale of 31 (0 .. 30).
+        randaugment_magnitude (two `int`s): lowest and highest magnitude on a scale of 31 (0 .. 30).
     Returns:
         A picklable `callable(image, rng)`: RGB `PIL.Image` and `np.random.Generator` to an image of equal size.
     Raises:
         ValueError: a probability or magnitude is out of range; the message names it.
     """
-    steps: list[tuple[float, str, Operation]] = [
-        (flip, "flip", horizontal_flip),
-        (crop, "crop", random_crop),
-        (
-            float(randaugment_ops > 0),
-            "randaugment_ops",
-            partial(rand_augment, ops=randaugment_ops, magnitude=tuple(randaugment_magnitude)),
-        ),
-        (occlusion, "occlusion", occlude),
-        (low_resolution, "low_resolution", reduce_resolution),
-        (photometric, "photometric", vary_light),
-    ]
-    for probability, name, _ in steps:
-        if not 0.0 <= probability <= 1.0:
-            raise ValueError(f"{name}={probability}: is a probability, give 0 .. 1")
     low, high = randaugment_magnitude
     if not 0 <= low <= high <= LEVELS:
         raise ValueError(f"randaugment_magnitude={low}, {high}: give 0 <= lowest <= highest <= {LEVELS}")
     if randaugment_ops < 0:
         raise ValueError(f"randaugment_ops={randaugment_ops}: give the number of operations, 0 for none")
-    return partial(_apply, steps=tuple((probability, step) for probability, _, step in steps if probability))
+    randaugment = partial(rand_augment, ops=randaugment_ops, magnitude=(low, high))
+    steps: list[tuple[str, float, Operation]] = [
+        ("flip", flip, horizontal_flip),
+        ("crop", crop, random_crop),
+        ("randaugment_ops", float(randaugment_ops > 0), randaugment),
+        ("occlusion", occlusion, occlude),
+        ("low_resolution", low_resolution, reduce_resolution),
+        ("photometric", photometric, vary_light),
+    ]
+    for name, probability, _ in steps:
+        if not 0.0 <= probability <= 1.0:
+            raise ValueError(f"{name}={probability}: is a probability, give 0 .. 1")
+    return partial(_apply, steps=tuple((probability, step) for _, probability, step in steps if probability))
 
 
 def _apply(image: Image.Image, rng: Generator, steps: tuple[tuple[float, Operation], ...]) -> Image.Image:
