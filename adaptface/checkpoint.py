@@ -1,9 +1,9 @@
 """Training checkpoints and model folders that are complete or absent, never half.
 
-A checkpoint `checkpoints/step_XXXXXXXX` is written to a hidden folder beside its place, listed with sizes and hashes in
-`manifest.json`, synced to the disk and renamed; older ones go afterwards. It holds what training needs and a release does
-not: trained weights with the identity head, optimiser, scaler, random states, `state.json` (step, development history,
-running sums) and `settings.yaml`. The frozen base is not in it.
+A checkpoint `checkpoints/step_XXXXXXXX` is written to a hidden folder beside its place, listed with sizes and hashes
+in `manifest.json`, synced to the disk and renamed; older ones go afterwards. It holds what training needs and a release
+does not: trained weights with the identity head, optimiser, scaler, random states, `state.json` (step, development
+history, running sums) and `settings.yaml`. The frozen base is not in it.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def find_checkpoint(run_folder: Path, resume: str, say: Callable[[str], None] = 
             raise FileNotFoundError(f"resume: no checkpoint folder {folder}; use 'auto' or checkpoints/step_XXXXXXXX")
         problem = find_problem(folder)
         if problem:
-            raise ValueError(f"resume: checkpoint {folder} is damaged: {problem}; use 'auto' to take the newest good one")
+            raise ValueError(f"resume: checkpoint {folder} is damaged: {problem}; 'auto' takes the newest good one")
         return folder
     for folder in reversed(list_checkpoints(run_folder)):
         problem = find_problem(folder)
@@ -165,6 +165,14 @@ def save_model_folder(folder: Path, *parts: Any) -> None:
         for part in parts:
             part.save_pretrained(partial)
         _publish(partial, folder)
+
+
+def remove_run(run_folder: Path) -> None:
+    """Delete what an earlier training run wrote; data and base folders stay, they are checked before use."""
+    for name in ("checkpoints", "best", "last"):
+        _remove(run_folder / name)
+    for name in ("log.jsonl", SETTINGS):
+        (run_folder / name).unlink(missing_ok=True)
 
 
 def recover_model_folder(folder: Path) -> None:

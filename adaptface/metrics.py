@@ -226,3 +226,30 @@ def verification_report(
         tar_at_far=[tar_at_far(similarities, same, far) for far in fars if supports_far(far, impostor)],
         unsupported_fars=[far for far in fars if not supports_far(far, impostor)],
     )
+
+
+def group_scores(
+    distances: np.ndarray, same: np.ndarray, folds: np.ndarray, fold_thresholds: list[float], groups: np.ndarray
+) -> dict[str, dict[str, float | int | None]]:
+    """Results of each group of pairs, such as a domain, at the thresholds that the whole list chose for their folds.
+
+    Args:
+        distances, same, folds: as for [`verification_report`].
+        fold_thresholds: `VerificationReport.fold_thresholds` of the whole list.
+        groups (`np.ndarray` of shape `(N,)`): group name of each pair.
+    Returns:
+        for each name `pairs`, `genuine`, `accuracy` and `auc` (None where the group has one class only).
+    """
+    fold = np.unique(folds, return_inverse=True)[1]
+    correct = (distances < np.asarray(fold_thresholds)[fold]) == same  # (N,)
+    scores: dict[str, dict[str, float | int | None]] = {}
+    for name in np.unique(groups):
+        members = groups == name
+        genuine, pairs = int(same[members].sum()), int(members.sum())
+        scores[str(name)] = {
+            "pairs": pairs,
+            "genuine": genuine,
+            "accuracy": float(correct[members].mean()),
+            "auc": float(roc_auc_score(same[members], -distances[members])) if 0 < genuine < pairs else None,
+        }
+    return scores

@@ -1,8 +1,11 @@
 """Settings of a training run: one flat dataclass, filled from a YAML recipe and then from `--key value` words.
 
-The same names serve everywhere: the recipe, the command line, `settings.yaml` of the run folder. Every value is converted
-by the type of its field, so `1e-4`, `"1e-4"` and `0.0001` are the same learning rate and `--flip_test false` is false.
+The same names serve everywhere: the recipe, the command line, `settings.yaml` of the run folder. Every value is
+converted by the type of its field, so `1e-4`, `"1e-4"` and `0.0001` are the same learning rate, and `--overwrite false`
+is false.
 """
+
+# ruff: noqa: RUF009  (`setting` is `dataclasses.field`)
 
 from __future__ import annotations
 
@@ -89,7 +92,7 @@ class TrainSettings:
                                     minimum=0, may_change=True)  # fmt: skip
 
     # Data
-    train_data: str = setting("data/casia-webface", "folder of identity folders, parquet, hf://user/name, or 'synthetic'",
+    train_data: str = setting("data/casia-webface", "folder of identity folders, parquet, hf://user/name, synthetic",
                               path=True, may_change=True)  # fmt: skip
     train_metadata: str | None = setting(None, "CSV with columns file[,identity][,domain]", path=True, may_change=True)
     train_split: str = setting("train", "split of a Hugging Face data set")
@@ -100,9 +103,11 @@ class TrainSettings:
     num_workers: int = setting(4, "loader processes of each training process", minimum=0, may_change=True)
     flip: float = setting(0.5, "probability of a horizontal flip", minimum=0, maximum=1)
     randaugment_ops: int = setting(0, "RandAugment operations an image, 0 = none", minimum=0)
-    randaugment_magnitude: list[int] = setting([1, 16], "RandAugment magnitude range, of 31", minimum=0, maximum=31)
+    randaugment_magnitude: list[int] = setting([1, 16], "RandAugment magnitudes, of 0 to 30", minimum=0, maximum=30)
     low_resolution: float = setting(0.0, "probability of a low-resolution copy", minimum=0, maximum=1)
     occlusion: float = setting(0.0, "probability of an occluding patch", minimum=0, maximum=1)
+    crop: float = setting(0.0, "probability of a crop put back in place", minimum=0, maximum=1)
+    photometric: float = setting(0.0, "probability of other brightness, contrast, saturation", minimum=0, maximum=1)
 
     # Model: see AdaptFaceConfig
     backbone: str = setting("facebook/dinov2-small", "Hub id or folder of a Dinov2, or 'tiny-random'", path=True)
@@ -120,14 +125,14 @@ class TrainSettings:
     router_dropout: float = setting(0.1, "dropout of the router", minimum=0, maximum=0.99)
     embedding_size: int = setting(512, "width of the embedding", minimum=1)
     image_size: int = setting(224, "side of the square input, pixels", minimum=14)
-    attention: str = setting("sdpa", "attention implementation", choices=("sdpa", "eager"), may_change=True)
+    attention: str = setting("sdpa", "attention implementation", choices=("sdpa", "eager"))
     frozen_dtype: str = setting("auto", "type the frozen base is held in; auto = bfloat16 under bf16",
                                 choices=("auto", "float32", "bfloat16"))  # fmt: skip
 
     # Losses
     head: str = setting("cosface", "margin head", choices=("cosface", "arcface", "adaface"))
     scale: float = setting(64.0, "scale s of the margin head", above=0)
-    margin: float = setting(0.35, "margin m of the margin head", minimum=0, maximum=2)
+    margin: float | None = setting(None, "margin m, null = the published one (0.35, 0.5, 0.4)", minimum=0, maximum=1.57)
     domain_loss_weight: float = setting(0.1, "weight of the domain cross-entropy (labelled images)", minimum=0)
     balance_loss_weight: float = setting(0.01, "weight of the load-balancing loss", minimum=0)
     router_z_loss_weight: float = setting(0.001, "weight of the router z-loss", minimum=0)
@@ -153,8 +158,8 @@ class TrainSettings:
                                        may_change=True)  # fmt: skip
 
     # Development set: selects best/; never a benchmark
-    dev_pairs: str | None = setting(None, "pair list (CSV, TXT, .bin) of the development set", path=True, may_change=True)
-    dev_images: str | None = setting(None, "image folder of the pair list, null = beside it", path=True, may_change=True)
+    dev_pairs: str | None = setting(None, "pair list of the development set", path=True, may_change=True)
+    dev_images: str | None = setting(None, "image folder of dev_pairs, null = beside it", path=True, may_change=True)
     eval_every_epochs: int = setting(1, "evaluate after every so many epochs, and at the end", minimum=1)
     eval_batch_size: int = setting(128, "images of an evaluation batch", minimum=1, may_change=True)
 
@@ -293,8 +298,8 @@ def _convert(field: dataclasses.Field, value: Any) -> Any:
     kind = kinds[0]
     if typing.get_origin(kind) is list:
         if isinstance(value, str):
-            loaded = yaml.safe_load(value) if value.strip().startswith("[") else [v for v in value.split(",") if v.strip()]
-            value = loaded
+            words = [word for word in value.split(",") if word.strip()]
+            value = yaml.safe_load(value) if value.strip().startswith("[") else words
         if not isinstance(value, (list, tuple)):
             raise ValueError(f"{field.name}: {value!r} is not a list; write {field.name}: [a, b]")
         return [_convert_scalar(field.name, typing.get_args(kind)[0], item) for item in value]

@@ -22,8 +22,11 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from adaptface.settings import read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -88,15 +91,132 @@ def train(folder: Path, recipe: Path, settings: list[str], pairs: str, threads: 
         threads=threads, log=folder / "train.log",
     )  # fmt: skip
     (row,) = evaluate(folder / "last", pairs, ["--model", str(folder / "run" / "last")], threads)
-    end = json.loads((folder / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    result = {"settings": settings, "row": row, "end": end, "wall_seconds": time.perf_counter() - start}
+    log = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    result = {
+        "settings": settings,
+        "row": row,
+        "parameters": log[0]["parameters"],
+        "images_per_second": statistics.median(
+            line["images_per_second"] for line in log if "images_per_second" in line
+        ),
+        "wall_seconds": time.perf_counter() - start,
+    }
     summary.write_text(json.dumps(result, indent=2), encoding="utf-8")
     return result
 
 
+class Comparison:
+    """The plan of a comparison and what of it is finished."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.settings = read_settings([str(options.recipe), *options.extra])
+        if self.settings.dev_pairs is None:
+            raise ValueError(f"{options.recipe}: dev_pairs is not set; the comparison needs pairs to evaluate on")
+        self.threads = max(1, (os.cpu_count() or 1) // options.jobs)
+        self.lock = threading.Lock()
+
+    def grid(self, way: str) -> list[list[str]]:
+        """Settings that are tried for a way: the same learning rates for all, the same scalings where they exist."""
+        scalings = [["--lora_alpha", str(alpha)] for alpha in self.options.lora_alphas] if way in HAS_ADAPTERS else [[]]
+        return [
+            ["--learning_rate", str(rate), *scaling] for rate in self.options.learning_rates for scaling in scalings
+        ]
+
+    def run(self, way: str, setting: list[str], epochs: int, seed: int) -> dict[str, Any]:
+        """One training run, in a folder named after what it is."""
+        words = [way.replace(" ", "_"), f"epochs{epochs}", *(word.strip("-") for word in setting), f"seed{seed}"]
+        settings = [*WAYS[way], *setting, "--epochs", str(epochs), "--seed", str(seed), *self.options.extra]
+        settings += ["--eval_every_epochs", str(epochs)]  # the last weights count; looking earlier would only cost time
+        result = train(
+            self.options.output_dir / "-".join(words), self.options.recipe, settings, str(self.settings.dev_pairs),
+            self.threads,
+        )  # fmt: skip
+        row = result["row"]
+        with self.lock:
+            print(f"{' '.join(words)}: accuracy {100 * row['accuracy']:.2f}%, AUC {row['auc']:.4f}", flush=True)
+        return {"way": way, "setting": setting, "epochs": epochs, "seed": seed, **result}
+
+    def side_by_side(self, jobs: list[Callable[[], dict[str, Any]]]) -> list[dict[str, Any]]:
+        with ThreadPoolExecutor(self.options.jobs) as pool:
+            return [future.result() for future in [pool.submit(job) for job in jobs]]
+
+    def references(self) -> list[dict[str, Any]]:
+        """The untrained base and the peers."""
+        arguments = ["--zero_shot", self.settings.backbone, "--zero_shot_size", str(self.settings.image_size)]
+        for peer in self.options.onnx:
+            arguments += ["--onnx", os.path.expandvars(peer)]
+        return evaluate(
+            self.options.output_dir / "references", str(self.settings.dev_pairs), arguments, os.cpu_count() or 1
+        )
+
+    def tune(self) -> list[dict[str, Any]]:
+        """A short run for every point of every grid."""
+        options = self.options
+        return self.side_by_side(
+            [
+                partial(self.run, way, setting, options.tune_epochs, options.seeds[0])
+                for way in options.ways
+                for setting in self.grid(way)
+            ]
+        )
+
+    def measure(self, tuned: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The runs that count: each way at its best setting, on every seed."""
+        best = {
+            way: max((run for run in tuned if run["way"] == way), key=lambda run: run["row"]["auc"])["setting"]
+            for way in self.options.ways
+        }
+        # Seed by seed, so that a comparison that is stopped early still has all ways.
+        return self.side_by_side(
+            [
+                partial(self.run, way, best[way], self.options.epochs, seed)
+                for seed in self.options.seeds
+                for way in self.options.ways
+            ]
+        )
+
+
+def spread(values: list[float], digits: int, factor: float = 1.0) -> str:
+    """Mean and, with several seeds, standard deviation over them."""
+    mean = f"{factor * statistics.mean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {factor * statistics.stdev(values):.{digits}f}"
+
+
+def table(references: list[dict[str, Any]], runs: list[dict[str, Any]]) -> str:
+    """Markdown: references first, then one row a way, means over seeds."""
+    lines = [
+        "| way | trainable | settings | seeds | accuracy % | AUC | minutes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in references:
+        name = Path(row["embedder"]["name"]).name
+        accuracy = f"{100 * row['accuracy']:.2f}"
+        lines.append(f"| {name} ({row['embedder']['kind']}) | 0 | | | {accuracy} | {row['auc']:.4f} | |")
+    for way in dict.fromkeys(run["way"] for run in runs):
+        mine = [run for run in runs if run["way"] == way]
+        rows = [run["row"] for run in mine]
+        lines.append(
+            f"| {way} | {mine[0]['parameters']['trainable']:,} | {' '.join(w.strip('-') for w in mine[0]['setting'])} "
+            f"| {len(mine)} | {spread([row['accuracy'] for row in rows], 2, 100)} "
+            f"| {spread([row['auc'] for row in rows], 4)} | {spread([run['wall_seconds'] for run in mine], 0, 1 / 60)} |"
+        )
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    raise SystemExit("incomplete")
+    comparison = Comparison(options)
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    references = comparison.references()
+    tuned = comparison.tune()
+    print(table([], tuned), flush=True)
+    runs = comparison.measure(tuned)
+    text = table(references, runs)
+    content = {"references": references, "tuning": tuned, "runs": runs}
+    (options.output_dir / "comparison.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    (options.output_dir / "comparison.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":

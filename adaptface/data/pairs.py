@@ -13,20 +13,24 @@ import mmap
 import pickletools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from adaptface.data.synthetic import PARAMETERS_FILE
 from adaptface.metrics import contiguous_folds, suspect_folds
 from image_processing_adaptface import AdaptFaceImageProcessor
 
-# A file beside a pair list or image folder that marks rendered faces; `adaptface.data.synthetic` writes it.
-SYNTHETIC_MARK = "synthetic.json"
 _LABELS = {"1": True, "true": True, "0": False, "false": False}
 _SHOWN = 20  # problems listed in one message; the rest is counted
+
+
+@cache
+def _loader() -> AdaptFaceImageProcessor:
+    return AdaptFaceImageProcessor()
 
 
 class PairImages(Sequence[Image.Image]):
@@ -45,11 +49,7 @@ class PairImages(Sequence[Image.Image]):
         return len(self.items)
 
     def __getitem__(self, index: Any) -> Image.Image:
-        item = self.items[index]
-        try:
-            return AdaptFaceImageProcessor.load(Image.open(BytesIO(item) if isinstance(item, bytes) else item))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{self.where(index)}: cannot be read as an image: {error}") from error
+        return _loader().load(self.items[index], name=self.where(index))
 
     def where(self, index: int) -> str:
         """Name of an image for messages: its path, or its place in the `.bin` file."""
@@ -68,7 +68,7 @@ class PairSet:
         folds (`np.ndarray` of shape `(N,)`): fold number of each pair.
         protocol: how the folds came about, for reports.
         domain: domain name of each pair, where the list gives one.
-        synthetic: rendered faces, so that results must be called synthetic.
+        synthetic: rendered faces (their parameters lie beside the list or its images), so that results must be called synthetic.
     """
 
     name: str
@@ -234,7 +234,7 @@ def _load_list(path: Path, folder: Path) -> PairSet:
         np.array(columns.same),
         np.array(columns.folds, dtype=np.int64) if columns.folds else None,
         domain=np.array(columns.domains) if columns.domains else None,
-        synthetic=any((place / SYNTHETIC_MARK).is_file() for place in (path.parent, folder)),
+        synthetic=any((place / PARAMETERS_FILE).is_file() for place in (path.parent, folder)),
     )
 
 
@@ -293,7 +293,7 @@ def _load_bin(path: Path) -> PairSet:
         np.array(indices, dtype=np.int64).reshape(-1, 2),
         np.array(labels, dtype=bool),
         folds=None,
-        synthetic=(path.parent / SYNTHETIC_MARK).is_file(),
+        synthetic=(path.parent / PARAMETERS_FILE).is_file(),
     )
 
 

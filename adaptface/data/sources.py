@@ -9,6 +9,7 @@ cheap to hold for 500,000 images and to send to spawned workers.
 """
 
 import csv
+import glob
 import os
 import re
 import warnings
@@ -125,6 +126,7 @@ def open_source(
         domains: domain names; their order gives the domain labels.
     Raises:
         FileNotFoundError: nothing at `path`, and no such dataset on the Hub.
+        ConnectionError: the Hub cannot be reached and the dataset is not in the cache.
         ValueError: the data is empty, ambiguous or contradictory; the message names file and line, or row.
     """
     text = os.fspath(path)
@@ -215,7 +217,7 @@ class DatasetsSource(FaceSource):
 
 def _split_folder(root: Path, split: str) -> Path:
     """`root/split` where the folder is made of splits, else `root` (which is then all training data)."""
-    folders = {entry.name for entry in os.scandir(root) if not entry.name.startswith(".") and entry.is_dir()}
+    folders = set(_folders(root))
     if folders and folders <= SPLIT_FOLDERS:
         if split not in folders:
             raise ValueError(f"{_shown(root)}: has no split {split!r}, only {', '.join(sorted(folders))}")
@@ -225,6 +227,10 @@ def _split_folder(root: Path, split: str) -> Path:
             f"{_shown(root)}: is not divided into splits, so it has no {split!r}; give that part's own folder"
         )
     return root
+
+
+def _folders(root: Path) -> list[str]:
+    return [name for name in os.listdir(root) if not name.startswith(".") and (root / name).is_dir()]
 
 
 def _find_images(root: Path) -> list[str]:
@@ -257,8 +263,7 @@ def _find_images(root: Path) -> list[str]:
     if strangers:
         _warn(root, strangers, "files are no images and are left out")
     filled = {file.partition("/")[0] for file in images}
-    empty = [entry.name for entry in os.scandir(root) if entry.name not in filled and entry.is_dir()]
-    empty = sorted((name for name in empty if not name.startswith(".")), key=_natural)
+    empty = sorted((name for name in _folders(root) if name not in filled), key=_natural)
     if empty:
         _warn(root, empty, "identity folders hold no image and are left out")
     return images
@@ -348,14 +353,16 @@ def _load_dataset(text: str, local: Path, split: str) -> "Dataset":
     """One split of a local or Hub dataset, as a memory-mapped table."""
     import datasets
 
+    remote = text.startswith("hf://") or not local.exists()
     hub_id = text.removeprefix("hf://").removeprefix("datasets/")
+    origin = f"{_shown(text)}: " + ("" if not remote or text != hub_id else "no such path here, and as a Hub dataset: ")
     try:
-        if text.startswith("hf://") or not local.exists():
+        if remote:
             if not _HUB_ID.fullmatch(hub_id):
-                raise FileNotFoundError("no such file or folder, and no Hub dataset id (user/name)")
+                raise FileNotFoundError("the name is not of the form user/name")
             return datasets.load_dataset(hub_id, split=split)
         if local.is_file():
-            return datasets.Dataset.from_parquet(os.fspath(local), split=split)
+            return datasets.Dataset.from_parquet(glob.escape(os.fspath(local)), split=split)
         if not any((local / mark).is_file() for mark in SAVED_MARKS):
             return datasets.load_dataset(os.fspath(local.absolute()), split=split)
         saved = datasets.load_from_disk(os.fspath(local))
@@ -365,16 +372,11 @@ def _load_dataset(text: str, local: Path, split: str) -> "Dataset":
             raise ValueError(f"has no split '{split}', only {', '.join(saved)}")
         return saved[split]
     except FileNotFoundError as error:
-        raise FileNotFoundError(_unreadable(text, error)) from error
+        raise FileNotFoundError(f"{origin}{error}") from error
+    except ConnectionError as error:
+        raise ConnectionError(f"{origin}{error}; connect, or give a local copy") from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(_unreadable(text, error)) from error
-
-
-def _unreadable(text: str, error: Exception) -> str:
-    reason = _shown(str(error) or type(error).__name__)
-    if not text.startswith("hf://") and _HUB_ID.fullmatch(text):
-        return f"{_shown(text)}: no such path here, or not readable by `datasets`: {reason}"
-    return f"{_shown(text)}: {reason}"
+        raise ValueError(f"{origin}{error}") from error
 
 
 def _pick(name: str, dataset: "Dataset", kind: str, first: Sequence[str], last: Sequence[str]) -> str:

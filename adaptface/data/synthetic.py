@@ -199,6 +199,11 @@ def _noise(rng: np.random.Generator, cells: tuple[int, int], shape: tuple[int, i
     return np.asarray(Image.fromarray(grid).resize(shape[::-1], Image.Resampling.BICUBIC))
 
 
+def _curve(ys: np.ndarray, width: float, knots: Sequence[float], values: Sequence[float]) -> np.ndarray:
+    """The broken line through `knots` and `values` at `ys`, rounded over +-`width`."""
+    return np.mean([np.interp(ys + shift, knots, values) for shift in np.linspace(-width, width, 7)], axis=0)
+
+
 def _palette(colours: np.ndarray, position: float) -> np.ndarray:
     """Linear colour (3,) at `position` 0..1 along a list of 8-bit colours; light is the square of what is shown."""
     steps = np.linspace(0, 1, len(colours))
@@ -247,15 +252,14 @@ def _surface(t: dict[str, float], seed: int, ys: np.ndarray, angles: np.ndarray,
     aged = float(old)
 
     # Head: in each row the larger of the face's and the neck's oval.
-    jaw = np.interp(
-        ys,
+    jaw = _curve(
+        ys, 4.5,
         [5, t["jaw_corner"] - 12, t["jaw_corner"], t["jaw_corner"] + 0.6 * (t["chin_y"] - t["jaw_corner"]),
          t["chin_y"] - 2, t["chin_y"] + 3],
         [1, 0.5 + 0.5 * (t["jaw_width"] + 3) / t["head_width"], (t["jaw_width"] + aged) / t["head_width"],
          (0.62 * t["jaw_width"] + 0.38 * t["chin_width"] + 2 * aged) / t["head_width"],
          t["chin_width"] / t["head_width"], 0.1],
     )  # fmt: skip
-    jaw = np.convolve(np.pad(jaw, 4, "edge"), np.full(9, 1 / 9), "valid")
     top = np.clip((ys + 8) / (t["crown"] + 8), 0, 1)
     dome = np.sqrt(np.clip(1 - top**2.6, 0.0004, 1))
     width = (t["head_width"] + 0.6 * t["fullness"]) * np.where(ys < 0, dome, jaw)
@@ -264,10 +268,11 @@ def _surface(t: dict[str, float], seed: int, ys: np.ndarray, angles: np.ndarray,
     power = t["squareness"]
     across = np.abs(sin) ** power, np.abs(cos) ** power
     face = (across[0] / width[:, None] ** power + across[1] / depth[:, None] ** power) ** (-1 / power)
-    back = np.where(cos < 0, np.sqrt(1 + 0.55 * cos**2), 1.0) * np.clip(1 + (25 - y) / 60, 0.3, 1)
+    behind = np.clip(-cos, 0, 1)
+    face = face * (1 + 0.25 * behind**2) * (1 - np.clip(2.5 * behind, 0, 1) * np.clip((y - 16) / 40, 0, 0.7))
     neck_width = 25.0 + 2.5 * t["male"]
     neck = 1 / np.sqrt((sin / neck_width) ** 2 + (cos / 22.0) ** 2) * _step((y - 20) / 20)
-    radius = np.maximum(np.where(cos < 0, face * back, face), neck)
+    radius = np.maximum(face, neck)
 
     # Hair: above the hair line, thicker than the skin; long hair falls beside the face.
     strands = _noise(rng, (7, 75), shape)
@@ -277,7 +282,7 @@ def _surface(t: dict[str, float], seed: int, ys: np.ndarray, angles: np.ndarray,
         [front + t["widow_peak"], front, front + 0.1 * t["temple"] + 3 * t["fringe"], front + t["temple"] + 6 * t["fringe"],
          -14 - 6 * t["bald"], 2 + 0.4 * t["temple"], -2, 28, 36],
     )  # fmt: skip
-    line = line + 5 * t["hair_part"] * angles + 1.2 * strands * (0.4 + t["fringe"])
+    line = line + 5 * t["hair_part"] * angles + 0.7 * strands * (0.6 + t["fringe"])
     hair = _step((line - y) / 2.5)
     if t["long_hair"]:
         curtain = _step((side - 1.22 + 0.004 * y - 0.05 * strands) / 0.1) * _step((y + 25) / 10)
@@ -295,12 +300,11 @@ def _surface(t: dict[str, float], seed: int, ys: np.ndarray, angles: np.ndarray,
     eye_x, eye_y = t["eye_x"], t["eye_y"]
     tip = t["nose_tip_y"] + 1.0 * aged
     mouth_y, mouth_w = t["mouth_y"] + 0.6 * aged, t["mouth_width"]
-    ridge = np.interp(
-        ys, [-14, -5, 4, tip - 5, tip - 1, tip + 2.5, tip + 6 - t["nose_up"], tip + 9],
+    ridge = _curve(
+        ys, 2.0, [-14, -5, 4, tip - 5, tip - 1, tip + 2.5, tip + 6 - t["nose_up"], tip + 9],
         [0.3, t["nose_bridge"], t["nose_bridge"] + 2 + t["nose_hump"], t["nose_height"] - 2.2 + 0.5 * t["nose_hump"],
          t["nose_height"], t["nose_height"] - 1.5, 2.0, 0],
     )  # fmt: skip
-    ridge = np.convolve(np.pad(ridge, 2, "edge"), np.full(5, 0.2), "valid")[:, None]
     ridge_width = np.interp(ys, [-8, 2, tip - 6, tip, tip + 6], [6, *[t["bridge_width"]] * 2, 0.72 * t["nose_width"], 6])
     nose_x = x - t["nose_bend"] * np.clip((y + 5) / 20, 0, 1.2)
     wings = _bump((np.abs(nose_x) - 0.92 * t["nose_width"]) / 2.6, (y - tip - 1.5) / 3.2)
@@ -315,7 +319,7 @@ def _surface(t: dict[str, float], seed: int, ys: np.ndarray, angles: np.ndarray,
     bags = _bump((ax - eye_x + 1) / 6.5, (y - eye_y - 8) / 1.5)
     wrinkles = (0.9 * forehead_lines + 0.8 * crow + 1.2 * fold + 0.8 * bags) * bare * front_only
     relief = (
-        ridge * _bump(nose_x / ridge_width[:, None])
+        ridge[:, None] * _bump(nose_x / ridge_width[:, None])
         + 0.38 * t["nose_height"] * wings
         - t["eye_depth"] * _bump((ax - eye_x + 1.5) / 10, (y - eye_y) / 6.5)
         + 1.7 * _bump((ax - eye_x) / 6.0, (y - eye_y) / 4.2)
@@ -349,6 +353,8 @@ def _surface(t: dict[str, float], seed: int, ys: np.ndarray, angles: np.ndarray,
         + 0.16 * _bump(x / 9, (y - mouth_y - lower - 2.5) / 2)
         + 0.45 * _step((y - t["chin_y"] - 1 + 0.02 * x**2) / 8)
         + 0.35 * _bump((line - y + 1) / 3.5) * bare
+        + 0.55 * _bump((side - 1.56) / 0.05, (y - t["ear_y"]) / 6)
+        + 0.25 * _bump((side - 1.47) / 0.03) * ear
         + 0.35 * aged * wrinkles
         + (0.35 * t["freckles"]) * freckle
         + 0.30 * aged * blotch
@@ -414,7 +420,7 @@ def _head(identity_seed: int, size: int) -> _Head:
     t = draw_traits(identity_seed)
     rows, columns = round(1.25 * size), round(1.35 * size)
     between_lips = t["mouth_y"] + np.linspace(-0.7, 0.7, 8)  # so that an open mouth has something to show
-    ys = np.sort(np.concatenate([np.linspace(-68, 80, rows), between_lips]))
+    ys = np.sort(np.concatenate([np.linspace(t["crown"], 80, rows), between_lips]))
     spread = np.linspace(-1, 1, columns)
     angles = (0.5 * spread + 0.5 * spread**3) * np.radians(165)  # denser in front
     young, aged = (_surface(t, identity_seed, ys, angles, old) for old in (False, True))
@@ -561,7 +567,7 @@ def render(identity_seed: int, nuisance: Nuisance, size: int = 112) -> np.ndarra
     if n.mouth_open > 0:
         teeth = np.array([0.55, 0.5, 0.45], np.float32)
         height = (points[..., 1] - head.traits["mouth_y"])[..., None]
-        mouth = np.where(height < -0.15 - 0.2 * n.mouth_open, teeth, teeth * np.array([0.1, 0.04, 0.04], np.float32))
+        mouth = np.where(height < -0.05, teeth, teeth * np.array([0.1, 0.04, 0.04], np.float32))
         colour += (np.float32(min(1.0, 3 * n.mouth_open)) * head.inside)[..., None] * (mouth - colour)
         points[..., 1] += np.float32(n.mouth_open) * head.open
     if n.glasses:
@@ -609,7 +615,7 @@ def _with_glasses(colour: np.ndarray, points: np.ndarray, t: dict[str, float], n
     """Paints a frame around the eyes; its shape comes from the image's seed, it is no mark of the identity."""
     rng = _rng(n.seed, 4)
     width, height, power = rng.uniform([12.5, 8.5, 2.0], [15.0, 12.5, 5.0])
-    tone = rng.uniform(0.0, 0.12, 3) * (1.0 if n.glasses == 2 else 2.5)
+    tone = rng.uniform(0.0, 0.1) * rng.uniform(0.5, 1.0, 3) * (1.0 if n.glasses == 2 else 2.5)
     line = 1.1 if n.glasses == 2 else 0.6
     rows = slice(*np.searchsorted(points[:, 0, 1], [-16.0, 18.0]))
     x, y, z = np.abs(points[rows, :, 0]), points[rows, :, 1] - t["eye_y"] - 1.5, points[rows, :, 2]

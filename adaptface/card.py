@@ -1,0 +1,252 @@
+"""The model card of a release, from its configuration, its run settings and its results.
+
+The card states what is known and says "not measured" or "not stated" of the rest. It renders numbers; it computes none.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from configuration_adaptface import AdaptFaceConfig
+
+TEMPLATE = Path(__file__).resolve().parents[1] / "model_card" / "template.md"
+NOT_MEASURED, NOT_STATED = "not measured", "not stated"
+CODE_LICENSE = "apache-2.0"
+SYNTHETIC = "synthetic"  # `train_data` of the settings, `data` of a result
+_PLACEHOLDER = re.compile(r"\{\{|\}\}|\{%|\[More Information|\bTODO\b|\bNone\b|\bnan\b")
+_TRAINING = {
+    "adapter_targets": "adapted matrices",
+    "epochs": "epochs",
+    "batch_size": "batch size of a process",
+    "gradient_accumulation": "gradient accumulation",
+    "learning_rate": "learning rate",
+    "schedule": "schedule",
+    "weight_decay": "weight decay",
+    "head": "margin head",
+    "scale": "scale s",
+    "margin": "margin m",
+    "mixed_precision": "mixed precision",
+    "seed": "seed",
+}
+
+
+def build_card(
+    config: AdaptFaceConfig,
+    counts: Mapping[str, float],
+    results: Mapping[str, Any] | None,
+    settings: Mapping[str, Any] | None,
+    *,
+    name: str,
+    license_id: str | None = None,
+) -> ModelCard:
+    """Write the README.md of a release.
+
+    Args:
+        config (`AdaptFaceConfig`): the model's configuration.
+        counts (`dict`): its parameter counts, `AdaptFaceModel.summary()`.
+        results (`dict`, *optional*): content of `results.json`. Rows of other embedders are shown for comparison and stay
+            out of the metadata.
+        settings (`dict`, *optional*): content of the run's `settings.yaml`.
+        name (`str`): Hub id, or name of the release folder; what the example loads.
+        license_id (`str`, *optional*): Hub licence id of the weights. Default: that of the code if only synthetic faces
+            were used in training, else "other": the terms of the training data.
+    Returns:
+        `ModelCard`: text and metadata; `str(card)` is the file.
+    Raises:
+        ValueError: a value is no number where one belongs, or a placeholder is left in the text.
+    """
+    settings = settings or {}
+    rows = list(results["results"]) if results else []
+    local, training_data = is_local(config.backbone), _training_data(settings)
+    license_id = license_id or (CODE_LICENSE if training_data == SYNTHETIC else "other")
+    base = f"the base `{Path(config.backbone).name}`" if local else f"[{config.backbone}](https://huggingface.co/{config.backbone})"
+    if config.backbone_revision:
+        base += f" (revision `{config.backbone_revision}`)"
+    text = str(
+        ModelCard.from_template(
+            _metadata(config, rows, name, license_id, settings),
+            template_str=TEMPLATE.read_text(encoding="utf-8"),
+            name=name,
+            adaptation=_adaptation(config),
+            base=base,
+            embedding_size=config.embedding_size,
+            image_size=config.image_size,
+            warnings=_warnings(config, rows, local, training_data),
+            usage=_usage(name, config),
+            parameters=[
+                ("base", f"{counts['base']:,}"),
+                ("adapters", f"{counts['adapters']:,} ({config.num_domains} x {counts['per_expert']:,})"),
+                ("router", f"{counts['router']:,}"),
+                ("projection", f"{counts['projection']:,}"),
+            ],
+            holds=" and the base, which was trained" if config.adaptation == "full" else "",
+            training=[
+                ("training data", _cell(training_data)),
+                ("experts", _cell(", ".join(config.domains))),
+                *((label, _cell(settings.get(key, NOT_STATED))) for key, label in _TRAINING.items()),
+            ],
+            evaluation=_evaluation(rows),
+            thresholds=_thresholds(config),
+            licence=_licence(license_id, training_data),
+        )
+    )
+    if left := _PLACEHOLDER.search(text):
+        around = text[max(0, left.start() - 40) : left.end() + 40].replace("\n", " ")
+        raise ValueError(f"the model card of {name} has a gap: {left.group()!r} in '...{around}...'")
+    return ModelCard(text)
+
+
+def is_local(backbone: str) -> bool:
+    """Whether the base is a folder of this machine, as transformers decides it, rather than a Hub id."""
+    return Path(backbone).is_dir() or Path(backbone).is_absolute()
+
+
+def _metadata(
+    config: AdaptFaceConfig, rows: list[Mapping[str, Any]], name: str, license_id: str, settings: Mapping[str, Any]
+) -> ModelCardData:
+    """The YAML block; its model-index holds this model's own accuracy and AUC, as fractions."""
+    evaluations = [
+        EvalResult(
+            task_type="image-feature-extraction",
+            task_name="Face verification",
+            dataset_type=_slug(row["benchmark"]),
+            dataset_name=_benchmark(row),
+            metric_type=metric,
+            metric_name=f"{label} ({row['protocol']['folds']})" if metric == "accuracy" else label,
+            metric_value=_number(row[key], row),
+        )
+        for row in rows
+        if _is_ours(row)
+        for metric, label, key in (("accuracy", "Accuracy", "accuracy"), ("roc_auc", "AUC", "auc"))
+    ]
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction",
+        license=license_id,
+        tags=["adaptface", "face-recognition", "face-verification", "lora", "dinov2"],
+        model_name=name,
+        eval_results=evaluations or None,
+        metrics=["accuracy", "roc_auc"] if evaluations else None,
+    )
+    if license_id == "other":
+        data.license_name = "terms-of-the-training-data"
+    if not is_local(config.backbone):
+        data.base_model = config.backbone
+        data.base_model_relation = "finetune" if config.adaptation == "full" else "adapter"
+    source = str(settings.get("train_data", ""))
+    if source.startswith("hf://"):
+        data.datasets = [source.removeprefix("hf://")]
+    return data
+
+
+def _usage(name: str, config: AdaptFaceConfig) -> str:
+    return (
+        "from transformers import AutoImageProcessor, AutoModel\n"
+        f'processor = AutoImageProcessor.from_pretrained("{name}", trust_remote_code=True)\n'
+        f'model = AutoModel.from_pretrained("{name}", trust_remote_code=True)\n'
+        f"embeddings = model(**processor(images)).pooler_output  # (B, {config.embedding_size}), length 1"
+    )
+
+
+def _adaptation(config: AdaptFaceConfig) -> str:
+    if config.adaptation == "frozen":
+        return "a trained projection, no adapters,"
+    if config.adaptation == "full":
+        return "a full fine-tuning, no adapters,"
+    mix = f"{config.num_domains} experts mixed per image by a router" if config.has_router else "one expert"
+    return f"{mix}, rank {config.lora_rank}, scaling {config.scaling:g},"
+
+
+def _warnings(
+    config: AdaptFaceConfig, rows: list[Mapping[str, Any]], local: bool, training_data: str
+) -> list[str]:
+    warnings = []
+    if local and config.adaptation != "full":
+        warnings.append(
+            f"Development release: its base is the local folder {Path(config.backbone).name} of the machine that made it. "
+            "It loads there and nowhere else."
+        )
+    if training_data == SYNTHETIC:
+        warnings.append("Trained on synthetic (rendered) faces only: a demonstration, of no use on real faces.")
+    if not any(_is_ours(row) for row in rows):
+        warnings.append("Not evaluated: how well this model compares faces is not measured.")
+    return warnings
+
+
+def _evaluation(rows: list[Mapping[str, Any]]) -> str:
+    """The table of results, with the protocol of each benchmark below it."""
+    if not rows:
+        return f"Accuracy, AUC, EER and TAR@FAR: {NOT_MEASURED}."
+    lines = ["| benchmark | embedder | pairs | accuracy, % | AUC | EER, % | TAR@FAR, % |", "|---|---|---:|---:|---:|---:|---|"]
+    notes = []
+    for row in rows:
+        rates = [f"{100 * _number(r['tar'], row):.2f} @ {r['far']:g}" for r in row["tar_at_far"]]
+        cells = [
+            _benchmark(row),
+            "**this model**" if _is_ours(row) else f"{Path(row['embedder']['name']).name} ({row['embedder']['kind']})",
+            f"{row['pairs']:,}",
+            f"{100 * _number(row['accuracy'], row):.2f} ± {100 * _number(row['accuracy_std'], row):.2f}",
+            f"{_number(row['auc'], row):.4f}",
+            f"{100 * _number(row['eer'], row):.2f}",
+            ", ".join(rates) or NOT_MEASURED,
+        ]
+        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+        protocol = "; ".join(f"{key}: {value}" for key, value in row["protocol"].items())
+        notes.append(f"- {_benchmark(row)}: {protocol}.")
+        notes += [f"- {_benchmark(row)}, warning: {warning}." for warning in row.get("warnings", ())]
+    lines += ["", "Accuracy is the mean over the folds ± their standard deviation. Protocols:", "", *dict.fromkeys(notes)]
+    return "\n".join(lines)
+
+
+def _thresholds(config: AdaptFaceConfig) -> str:
+    if not config.thresholds:
+        return f"{NOT_MEASURED.capitalize()}. Do not guess one: choose it on pairs of your own, at the false accept rate you can bear."
+    lines = ["| | |", "|---|---|"]
+    return "\n".join(lines + [f"| {_cell(key)} | {_cell(value)} |" for key, value in config.thresholds.items()])
+
+
+def _licence(license_id: str, training_data: str) -> str:
+    weights = f"The weights: {license_id}."
+    if license_id == "other":
+        weights = (
+            f"The weights follow the terms of the training data ({training_data}), which this card does not state; many "
+            "face data sets allow non-commercial research only."
+        )
+    return f"The Python files: {CODE_LICENSE} (see `LICENSE`). {weights} The base keeps its own licence."
+
+
+def _training_data(settings: Mapping[str, Any]) -> str:
+    """What the model was trained on, without the folders of the machine."""
+    source = settings.get("train_data")
+    if not source:
+        return NOT_STATED
+    return source if str(source).startswith("hf://") or not is_local(str(source)) else Path(source).name
+
+
+def _is_ours(row: Mapping[str, Any]) -> bool:
+    return row["embedder"]["kind"] == AdaptFaceConfig.model_type
+
+
+def _benchmark(row: Mapping[str, Any]) -> str:
+    return f"{row['benchmark']} (synthetic faces)" if row["data"] == SYNTHETIC else str(row["benchmark"])
+
+
+def _number(value: Any, row: Mapping[str, Any]) -> float:
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"results of {row['benchmark']}: {value!r} is no finite number; evaluate again")
+    return float(value)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _cell(value: Any) -> str:
+    """Text for one cell of a Markdown table."""
+    return " ".join(str(NOT_STATED if value is None else value).split()).replace("|", "\\|")

@@ -1,0 +1,409 @@
+"""Images -> embeddings, and pair lists -> verification results, for any embedder.
+
+An embedder turns images into raw feature vectors: our model, a plain backbone (zero-shot), or a peer as an ONNX file. All
+of them are compared in the same way: the features of an image and of its mirror image are added raw, then L2-normalised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers.dynamic_module_utils import init_hf_modules
+
+from adaptface.data.pairs import PairSet
+from adaptface.metrics import MIN_FALSE_ACCEPTS, THRESHOLDS, group_scores, pair_distances, verification_report
+from image_processing_adaptface import AdaptFaceImageProcessor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+EMBEDDING = "features of image and mirror image added raw, then L2-normalised"
+
+
+class Preprocess:
+    """PIL image -> float32 tensor `(3, H, W)`, by an image processor; travels to spawned workers.
+
+    Args:
+        processor: an `AdaptFaceImageProcessor`, also one loaded as remote code.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return self.processor(image, return_tensors="pt")["pixel_values"][0]
+
+    def __getstate__(self) -> bytes:
+        return pickle.dumps(self.processor)
+
+    def __setstate__(self, state: bytes) -> None:
+        init_hf_modules()  # makes the cache of remote code importable before its class is looked up
+        self.processor = pickle.loads(state)  # sent by our own parent process
+
+
+class Embedder(Protocol):
+    """What evaluation needs of a model: a name, its input and its features."""
+
+    name: str
+    preprocess: Preprocess
+    device: torch.device
+
+    def describe(self) -> dict[str, Any]:
+        """Kind, name, revision and input of the embedder, JSON-ready."""
+
+    def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`(B, 3, H, W)` on `self.device` -> raw features `(B, E)`, float32."""
+
+
+def default_device() -> torch.device:
+    """The machine's accelerator if it has one, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
+
+
+def _describe_input(processor: Any) -> dict[str, Any]:
+    return {
+        "image_size": processor.size["height"],
+        "image_mean": list(processor.image_mean),
+        "image_std": list(processor.image_std),
+    }
+
+
+class ModelEmbedder:
+    """An AdaptFace model, from a folder, a Hub id or the live objects.
+
+    The device is the model's. A model in training mode is evaluated in eval mode and put back.
+
+    Args:
+        model: `AdaptFaceModel`; its `features`, the embedding before normalisation, are used.
+        processor: `AdaptFaceImageProcessor`.
+        name: what reports call it.
+    Raises:
+        ValueError: the model is of another kind.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: Any, name: str = "adaptface") -> None:
+        if model.config.model_type != "adaptface":  # remote code has its own class: isinstance would not tell
+            raise ValueError(
+                f"{name} is a {model.config.model_type} model, not an AdaptFace model; evaluate it as a zero-shot backbone"
+            )
+        self.model = model
+        self.preprocess = Preprocess(processor)
+        self.name = name
+
+    @classmethod
+    def from_pretrained(
+        cls, folder_or_id: str | Path, revision: str | None = None, device: torch.device | str | None = None
+    ) -> ModelEmbedder:
+        """Load a model and its processor in float32, as any user would: `AutoModel` with `trust_remote_code`."""
+        name = str(folder_or_id)
+        processor = AutoImageProcessor.from_pretrained(name, revision=revision, trust_remote_code=True)
+        model = AutoModel.from_pretrained(name, revision=revision, trust_remote_code=True, dtype=torch.float32)
+        return cls(model.to(device or default_device()), processor, name)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def describe(self) -> dict[str, Any]:
+        config = self.model.config
+        return {
+            "kind": config.model_type,
+            "name": self.name,
+            "revision": getattr(config, "_commit_hash", None),
+            "backbone": getattr(config, "backbone", None),
+            "backbone_revision": getattr(config, "backbone_revision", None),
+            **_describe_input(self.preprocess.processor),
+        }
+
+    def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        training = self.model.training
+        self.model.eval()
+        try:
+            return self.model(pixel_values).features.float()
+        finally:
+            self.model.train(training)
+
+
+class BackboneEmbedder:
+    """A plain Hugging Face vision backbone, zero-shot: the CLS token of its last hidden state.
+
+    Images are normalised with ImageNet's mean and standard deviation.
+
+    Args:
+        model: the backbone; the device is the model's.
+        image_size (`int`, *optional*): input side in pixels. Default: 224, or the size of `model.config` if smaller.
+        name: what reports call it.
+    """
+
+    def __init__(self, model: PreTrainedModel, image_size: int | None = None, name: str = "backbone") -> None:
+        self.model = model.eval()
+        if image_size is None:
+            image_size = min(224, getattr(model.config, "image_size", 224))
+        self.preprocess = Preprocess(AdaptFaceImageProcessor(size=image_size))
+        self.name = name
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_id: str | Path,
+        revision: str | None = None,
+        image_size: int | None = None,
+        device: torch.device | str | None = None,
+    ) -> BackboneEmbedder:
+        """Load a backbone in float32."""
+        model = AutoModel.from_pretrained(str(folder_or_id), revision=revision, dtype=torch.float32)
+        return cls(model.to(device or default_device()), image_size, str(folder_or_id))
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "kind": "zero-shot backbone",
+            "name": self.name,
+            "revision": getattr(self.model.config, "_commit_hash", None),
+            **_describe_input(self.preprocess.processor),
+        }
+
+    def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values).last_hidden_state[:, 0].float()  # (B, D)
+
+
+class OnnxEmbedder:
+    """A peer as an ONNX file with one input `(B, 3, S, S)` and a first output `(B, E)`, both float32, on the CPU.
+
+    Args:
+        path: the `.onnx` file; its external data, if any, lies beside it.
+        size (`int`, *optional*): input side S in pixels; read from the file where it is fixed there.
+        mean, std: per channel, RGB, on the 0..1 scale.
+        name: what reports call it; the file's name by default.
+    Raises:
+        ImportError: onnxruntime is not installed.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a readable model, or has another kind of input or output.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(
+        self,
+        path: str | Path,
+        size: int | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        name: str | None = None,
+    ) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ImportError("ONNX files need onnxruntime: pip install adaptface[onnx]") from error
+        self.path = Path(path)
+        self.name = name or self.path.name
+        if not self.path.is_file():
+            raise FileNotFoundError(f"no ONNX file at {self.path}")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        try:
+            self.session = onnxruntime.InferenceSession(
+                str(self.path), sess_options=options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's own classes derive from Exception
+            raise ValueError(f"{self.path}: onnxruntime cannot load it: {error}") from error
+        self.batch, size = self._check_input(size)
+        self.preprocess = Preprocess(AdaptFaceImageProcessor(size=size, image_mean=mean, image_std=std))
+
+    def _check_input(self, size: int | None) -> tuple[int | None, int]:
+        """Batch size if the file fixes one, and input side."""
+        inputs = self.session.get_inputs()
+        if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
+            found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
+            raise ValueError(f"{self.path}: must have one float32 input of shape (B, 3, S, S); found: {found}")
+        # A free dimension is a name or None.
+        batch, channels, height, width = (d if isinstance(d, int) else None for d in inputs[0].shape)
+        fixed = height or width
+        if channels not in (3, None) or (height and width and height != width):
+            raise ValueError(f"{self.path}: input {inputs[0].shape} is not (B, 3, S, S)")
+        if size is None and fixed is None:
+            raise ValueError(f"{self.path}: does not fix its input size; give it (onnx_size)")
+        if size is not None and fixed is not None and size != fixed:
+            raise ValueError(f"{self.path}: takes {fixed} px images, not {size} px")
+        return batch, int(size or fixed or 0)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "kind": "onnx",
+            "name": self.name,
+            "revision": f"sha256:{hashlib.sha256(self.path.read_bytes()).hexdigest()}",
+            **_describe_input(self.preprocess.processor),
+        }
+
+    def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        images = pixel_values.numpy()
+        count, step = len(images), self.batch or len(images)
+        if count % step:  # a fixed batch size: repeat the last image to fill the last batch
+            images = np.concatenate([images, np.repeat(images[-1:], -count % step, axis=0)])
+        name = self.session.get_inputs()[0].name
+        outputs = [self.session.run(None, {name: images[i : i + step]})[0] for i in range(0, len(images), step)]
+        if outputs[0].ndim != 2 or len(outputs[0]) != step:
+            raise ValueError(f"{self.path}: first output has shape {outputs[0].shape}, not ({step}, E)")
+        return torch.from_numpy(np.concatenate(outputs)[:count]).float()
+
+
+class _Pixels(Dataset[torch.Tensor]):
+    """Images through an embedder's preprocessing, with errors that name the image."""
+
+    def __init__(self, images: Sequence[Any], preprocess: Preprocess) -> None:
+        self.images = images
+        self.preprocess = preprocess
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        image = self.images[index]
+        try:
+            return self.preprocess(image)
+        except ValueError as error:
+            raise ValueError(f"{_where(self.images, index)}: {error}") from error
+
+
+def _where(images: Sequence[Any], index: int) -> str:
+    return images.where(index) if hasattr(images, "where") else f"image {index}"
+
+
+@torch.no_grad()
+def embed_images(
+    embedder: Embedder,
+    images: Sequence[Any],
+    batch_size: int = 64,
+    flip: bool = True,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> np.ndarray:
+    """Embed images in their order.
+
+    Memory is bounded by the batch, but for the result.
+
+    Args:
+        embedder: what turns images into features.
+        images: PIL images, opened when they are asked for; `images.where(i)`, where it exists, names one in errors.
+        batch_size: images in one forward pass; their mirror images take a second one.
+        flip: add the features of the mirror image.
+        num_workers: processes that decode images; 0 decodes in this one.
+        progress: show a progress bar.
+    Returns:
+        `np.ndarray` of shape `(N, E)`, float32, rows of length 1.
+    Raises:
+        ValueError: an image cannot be read, or its embedding is zero, NaN or infinite; names the image.
+    """
+    if len(images) == 0:
+        raise ValueError("there are no images to embed")
+    loader = DataLoader(
+        _Pixels(images, embedder.preprocess),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        multiprocessing_context="spawn" if num_workers else None,
+    )
+    embeddings: np.ndarray | None = None
+    start = 0
+    with tqdm(total=len(images), unit="img", desc=embedder.name, disable=not progress) as bar:
+        for pixel_values in loader:
+            pixel_values = pixel_values.to(embedder.device)  # (B, 3, H, W)
+            features = embedder(pixel_values)  # (B, E)
+            if flip:
+                features = features + embedder(pixel_values.flip(-1))
+            norms = features.norm(dim=1)
+            broken = torch.nonzero(~(norms.isfinite() & (norms > 0))).flatten().tolist()
+            if broken:
+                raise ValueError(
+                    f"{embedder.name}: the embedding of {_where(images, start + broken[0])} is zero, NaN or infinite"
+                )
+            if embeddings is None:
+                embeddings = np.empty((len(images), features.shape[1]), dtype=np.float32)
+            end = start + len(features)
+            embeddings[start:end] = F.normalize(features, dim=1).cpu().numpy()
+            bar.update(end - start)
+            start = end
+    assert embeddings is not None
+    return embeddings
+
+
+class SuspectLabelsError(ValueError):
+    """A pair list's labels look wrong, so that a result on it would mean nothing."""
+
+
+def evaluate_pairs(
+    embedder: Embedder,
+    pair_set: PairSet,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    flip: bool = True,
+    strict: bool = True,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Run the verification protocol on a pair list.
+
+    Args:
+        embedder, batch_size, flip, num_workers, progress: see [`embed_images`].
+        pair_set: from `load_pairs`.
+        strict: stop where labels look wrong: folds that are not half genuine, contradicting labels, an AUC below 0.5.
+            False puts a line into `warnings` instead; for the untrained model of a training run.
+    Returns:
+        `dict`, JSON-ready: `benchmark`, `data` ("synthetic" or "unspecified"), `protocol`, `embedder`, `images`
+        (distinct ones), `embedding_size`, the fields of [`~metrics.VerificationReport`], `domains` (per domain where the
+        list names them), `warnings`, `seconds` and `images_per_second` (of embedding).
+    Raises:
+        SuspectLabelsError: see `strict`.
+        ValueError: see `embed_images`.
+    """
+    suspect = pair_set.suspect_labels()
+    if strict and suspect:
+        raise SuspectLabelsError(f"{pair_set.name}: {'; '.join(suspect)}; check labels and order of the pairs")
+
+    start = time.perf_counter()
+    embeddings = embed_images(embedder, pair_set.images, batch_size, flip, num_workers, progress)  # (images, E)
+    seconds = time.perf_counter() - start
+
+    distances = pair_distances(embeddings[pair_set.index_a], embeddings[pair_set.index_b])  # (N,)
+    report = verification_report(distances, pair_set.same, pair_set.folds)
+    domains = None
+    if pair_set.domain is not None:
+        domains = group_scores(distances, pair_set.same, pair_set.folds, report.fold_thresholds, pair_set.domain)
+    if report.auc < 0.5:
+        suspect.append(f"AUC {report.auc:.3f} is below 0.5: labels are wrong or out of order, or the model is")
+        if strict:
+            raise SuspectLabelsError(f"{pair_set.name}, {embedder.name}: {suspect[-1]}")
+    return {
+        "benchmark": pair_set.name,
+        "data": "synthetic" if pair_set.synthetic else "unspecified",
+        "protocol": {
+            "embedding": EMBEDDING if flip else "features, L2-normalised",
+            "score": "d = ||a - b||^2 = 2 - 2 cos; same person iff d < threshold",
+            "folds": pair_set.protocol,
+            "thresholds": f"arange(0, 4, 0.01) on d ({len(THRESHOLDS)}); first best of the other folds",
+            "std": "population, over folds",
+            "tar_at_far": f"cosine threshold interpolated on impostor scores; at least {MIN_FALSE_ACCEPTS} errors",
+        },
+        "embedder": embedder.describe(),
+        "images": len(pair_set.images),
+        "embedding_size": embeddings.shape[1],
+        **asdict(report),
+        "domains": domains,
+        "warnings": suspect + pair_set.notes(),
+        "seconds": seconds,
+        "images_per_second": len(pair_set.images) / seconds,
+    }

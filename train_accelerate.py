@@ -1,0 +1,665 @@
+"""Train AdaptFace: `accelerate launch train_accelerate.py recipes/NAME.yaml [--key value ...]`.
+
+    python train_accelerate.py recipes/quickstart.yaml                    one process
+    accelerate launch train_accelerate.py recipes/casia_dalora_vits.yaml  one process a GPU
+    python train_accelerate.py recipes/NAME.yaml --dry_run true           check everything, train nothing
+    python train_accelerate.py recipes/NAME.yaml --resume auto            go on after a stop or a crash
+    python train_accelerate.py --help                                     all settings
+
+Two CPU processes: `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 train_accelerate.py ...`
+
+Everything random is a function of the position: image order of (seed, epoch), augmentation of (seed, epoch, image),
+dropout of (seed, step, process). A run that resumes therefore writes, bit for bit, what the uninterrupted one would
+have written.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import math
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    send_to_device,
+)
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import Dinov2Config, Dinov2Model
+from transformers.utils.logging import disable_progress_bar
+
+from adaptface.checkpoint import (
+    SETTINGS,
+    find_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    read_state,
+    recover_model_folder,
+    register_weight_hooks,
+    remove_run,
+    save_checkpoint,
+    save_model_folder,
+    write_text_atomically,
+)
+from adaptface.data.augmentation import TrainingFaces, build_augmentation
+from adaptface.data.pairs import PairSet, load_pairs
+from adaptface.data.sources import FaceSource, open_source
+from adaptface.embedding import ModelEmbedder, embed_images, evaluate_pairs
+from adaptface.losses import (
+    build_head,
+    domain_alignment_loss,
+    domain_cross_entropy,
+    load_balancing_loss,
+    router_z_loss,
+)
+from adaptface.schedule import EpochBatches, learning_rate
+from adaptface.settings import (
+    SYNTHETIC,
+    TINY_RANDOM,
+    TrainSettings,
+    changed_settings,
+    describe_settings,
+    read_settings,
+)
+from adaptface.tracking import RunLog, check_trackers
+from image_processing_adaptface import AdaptFaceImageProcessor
+from modeling_adaptface import AdaptFaceModel
+
+DRY_RUN_STEPS = 3
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one training from the command line."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if "--help" in words or "-h" in words:
+        print(__doc__, "\nSettings, with their defaults:\n" + describe_settings(), sep="")
+        return
+    disable_progress_bar()  # transformers' own, for loading and saving
+    try:
+        settings = read_settings(words)
+        check_trackers(settings.trackers)
+        accelerator = start_accelerator(settings)
+        with tempfile.TemporaryDirectory() if settings.dry_run else nullcontext(settings.output_dir) as folder:
+            job = prepare(settings, accelerator, Path(folder))
+            if settings.dry_run:
+                dry_run(job)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    stopped = None
+    if not settings.dry_run:
+        with StopRequest() as stop:
+            stopped = train(job, stop)
+    del job  # gloo can hang at exit while modules still hold the process group
+    accelerator.free_memory()
+    gc.collect()
+    accelerator.end_training()
+    if stopped:
+        sys.exit(128 + stopped)
+
+
+# ------------------------------------------------------------------------------------------------------- the loop
+
+
+def train(job: Job, stop: StopRequest) -> int | None:
+    """The training loop; returns the signal that stopped it, if one did."""
+    settings, accelerator, run = job.settings, job.accelerator, job.folder
+    steps_per_epoch, micro_batches = job.batches.steps, settings.gradient_accumulation
+    total_steps = settings.epochs * steps_per_epoch
+    save_every = settings.save_every_steps or steps_per_epoch
+
+    def say(text: str) -> None:
+        if accelerator.is_main_process:
+            tqdm.write(text)
+            sys.stdout.flush()
+
+    state = resume(job) or {
+        "step": 0, "history": [], "window": {}, "window_steps": 0, "skipped_steps": 0, "skipped_in_a_row": 0,
+        "data": job.fingerprint, "num_processes": accelerator.num_processes,
+    }  # fmt: skip
+    log = RunLog(accelerator, run / "log.jsonl", state["step"])
+    log.write("start" if state["step"] == 0 else "resume", state["step"], **job.describe())
+
+    def save() -> None:
+        folder = save_checkpoint(accelerator, run, state, settings.to_yaml(), settings.keep_checkpoints)
+        say(f"saved {folder}")
+
+    def evaluate_if_due() -> None:
+        step, epochs = state["step"], state["step"] // steps_per_epoch
+        due = step % steps_per_epoch == 0 and (epochs % settings.eval_every_epochs == 0 or step == total_steps)
+        if job.dev_pairs is None or not due or any(entry["step"] == step for entry in state["history"]):
+            return
+        if accelerator.is_main_process:
+            entry = {"step": step, "epoch": epochs, **evaluate(job)}
+            best = max(state["history"], key=selection_key, default=None)
+            if best is None or selection_key(entry) > selection_key(best):
+                save_model_folder(run / "best", job.model, job.processor)
+                entry["best"] = True
+            state["history"].append(entry)
+            log.write("dev", **entry)
+            say(f"epoch {epochs}: dev accuracy {100 * entry['accuracy']:.2f} +- {100 * entry['accuracy_std']:.2f} %, "
+                f"AUC {entry['auc']:.4f}{'  (best so far)' if 'best' in entry else ''}")  # fmt: skip
+        accelerator.wait_for_everyone()
+
+    progress = tqdm(
+        total=total_steps, initial=state["step"], unit="step", smoothing=0.05, disable=not accelerator.is_main_process,
+        dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 30,
+    )  # fmt: skip
+    window_start, window_images = time.perf_counter(), 0
+    job.trainer.train()
+    if state["step"]:
+        evaluate_if_due()  # in case the run was stopped between an epoch and its evaluation
+
+    while state["step"] < total_steps:
+        epoch, position = divmod(state["step"], steps_per_epoch)
+        job.faces.set_epoch(epoch)
+        job.batches.set_position(epoch, position)
+        batches = iter(job.loader)
+        for _ in range(position, steps_per_epoch):
+            rates = set_learning_rates(job.optimizer, settings, (state["step"] + 0.5) / steps_per_epoch)
+            seed_step(settings.seed, state["step"], accelerator.process_index)
+            values = train_step(job, islice(batches, micro_batches), stop.requested)
+            state["step"] += 1
+
+            stopping = values.pop("stop") > 0 or state["step"] == settings.stop_after_steps
+            if values.pop("finite"):
+                state["skipped_in_a_row"] = 0
+                state["window_steps"] += 1
+                for name, value in values.items():
+                    state["window"][name] = state["window"].get(name, 0.0) + value
+            else:
+                state["skipped_steps"] += 1
+                state["skipped_in_a_row"] += 1
+                say(f"step {state['step']}: loss {values['loss']}, gradient norm {values['gradient_norm']}: skipped")
+                log.write("skip", state["step"], in_a_row=state["skipped_in_a_row"])
+                if state["skipped_in_a_row"] >= settings.max_nonfinite_steps:
+                    raise FloatingPointError(
+                        f"{state['skipped_in_a_row']} steps in a row gave NaN or Inf (the last one was step "
+                        f"{state['step']}); the weights are as before them. Lower learning_rate or head_learning_rate, "
+                        "use mixed_precision: bf16 or no, or raise max_nonfinite_steps; then --resume auto"
+                    )
+
+            window_images += job.batches.step_size
+            progress.update()
+            if state["step"] % settings.log_every_steps == 0 or state["step"] == total_steps:
+                seconds = time.perf_counter() - window_start
+                means = {name: total / state["window_steps"] for name, total in state["window"].items()}
+                speed = round(window_images / seconds, 2)
+                log.write(
+                    "train", state["step"], epoch=state["step"] / steps_per_epoch, **means, **rates,
+                    skipped_steps=state["skipped_steps"], images_per_second=speed,
+                )  # fmt: skip
+                progress.set_postfix_str(f"loss {means.get('loss', math.nan):.3f}, {speed:.0f} images/s")
+                state["window"], state["window_steps"] = {}, 0
+                window_start, window_images = time.perf_counter(), 0
+
+            if stopping:
+                progress.close()
+                save()
+                say(f"stopped after step {state['step']} of {total_steps}; go on with --resume auto")
+                return stop.signal_number
+            if state["step"] % save_every == 0 and state["step"] % steps_per_epoch:
+                save()
+
+        paused = time.perf_counter()
+        evaluate_if_due()
+        if state["step"] % save_every == 0 or state["step"] == total_steps:
+            save()
+        window_start += time.perf_counter() - paused  # evaluation does not count as training time
+
+    progress.close()
+    if accelerator.is_main_process:
+        save_model_folder(run / "last", job.model, job.processor)
+        best = max(state["history"], key=selection_key, default=None)
+        chosen = f"; best/ is from epoch {best['epoch']}" if best else "; there is no best/ without dev_pairs"
+        say(f"trained {settings.epochs} epochs: {run / 'last'}{chosen}")
+    accelerator.wait_for_everyone()
+    return None
+
+
+def train_step(job: Job, batches: Iterable[dict[str, torch.Tensor]], stop_requested: bool = False) -> dict[str, float]:
+    """One optimiser step over the given micro-batches; every process calls it together.
+
+    Returns:
+        Means over micro-batches and processes of the losses and of each expert's weight, `gradient_norm`, and
+        `stop` (above 0 if any process was asked to stop) and `finite` (whether the step was taken: a NaN or Inf on one
+        process reaches all through the averaged gradient and loss, so all skip together).
+    """
+    accelerator, optimizer, settings = job.accelerator, job.optimizer, job.settings
+    sums: dict[str, torch.Tensor] = {}
+    for batch in batches:
+        batch = send_to_device(batch, accelerator.device, non_blocking=True)
+        with accelerator.accumulate(job.trainer):  # gradients travel between processes with the last one only
+            terms = job.trainer(batch["pixel_values"], batch["label"], batch["domain"])
+            accelerator.backward(terms["loss"])  # divides by the number of micro-batches
+        for name, term in terms.items():
+            sums[name] = sums.get(name, 0.0) + term.detach() / settings.gradient_accumulation
+    norm = accelerator.clip_grad_norm_(job.parameters, settings.gradient_clip)
+    vector = torch.stack([*sums.values(), norm, norm.new_tensor(float(stop_requested))]).float()
+    numbers = accelerator.reduce(vector, "mean").tolist()  # the only wait of a step
+    values = dict(zip([*sums, "gradient_norm", "stop"], numbers, strict=True))
+    finite = math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])
+    if finite or accelerator.scaler is not None:  # fp16: the scaler skips by itself, and lowers its scale
+        optimizer.step()
+    optimizer.zero_grad()
+    return {**values, "finite": finite}
+
+
+class FaceTrainer(nn.Module):
+    """Model, identity head and losses as one module: data parallelism and autocast see a single forward pass."""
+
+    def __init__(self, model: AdaptFaceModel, head: nn.Module, settings: TrainSettings) -> None:
+        super().__init__()
+        self.model, self.head, self.settings = model, head, settings
+
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor, domains: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(B, 3, S, S)`): processed faces.
+            labels (`torch.LongTensor` of shape `(B,)`): identities.
+            domains (`torch.LongTensor` of shape `(B,)`): domains, -1 where unlabelled.
+        Returns:
+            Scalars: `loss`, its parts, and `usage_DOMAIN`, the mean weight of each expert.
+        """
+        weights = self.settings
+        output = self.model(pixel_values)  # features (B, E), domain_logits and domain_weights (B, K) or None
+        terms = {"identity_loss": F.cross_entropy(self.head(output.features, labels), labels)}  # logits (B, C)
+        loss = terms["identity_loss"]
+        if output.domain_logits is not None:
+            terms["domain_loss"] = domain_cross_entropy(output.domain_logits, domains)
+            terms["balance_loss"] = load_balancing_loss(output.domain_weights)
+            terms["router_z_loss"] = router_z_loss(output.domain_logits)
+            loss = (
+                loss
+                + weights.domain_loss_weight * terms["domain_loss"]
+                + weights.balance_loss_weight * terms["balance_loss"]
+                + weights.router_z_loss_weight * terms["router_z_loss"]
+            )
+            usage = output.domain_weights.detach().float().mean(dim=0)  # (K,)
+            terms |= {f"usage_{name}": share for name, share in zip(weights.domains, usage, strict=True)}
+        if weights.alignment_loss_weight > 0:
+            terms["alignment_loss"] = domain_alignment_loss(
+                output.features, labels, domains, weights.alignment_temperature
+            )
+            loss = loss + weights.alignment_loss_weight * terms["alignment_loss"]
+        return {"loss": loss, **terms}
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, settings: TrainSettings, epoch: float) -> dict[str, float]:
+    """Set the rate of each group for this point in time; returns the rates of model and head."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(
+            settings.schedule, group["peak_lr"], settings.min_learning_rate, epoch,
+            warmup_epochs=settings.warmup_epochs, total_epochs=settings.epochs,
+        )  # fmt: skip
+    groups = {group["part"]: group["lr"] for group in optimizer.param_groups}
+    return {"learning_rate": groups["model"], "head_learning_rate": groups["head"]}
+
+
+def seed_step(seed: int, step: int, process: int) -> None:
+    """Make the random numbers of a step (dropout) a function of seed, step and process."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, process)).generate_state(1, np.uint64)[0] >> 1))
+
+
+class StopRequest:
+    """Remembers SIGTERM or SIGINT until the step is done; a second SIGINT stops at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.signal_number: int | None = None
+
+    def __enter__(self) -> StopRequest:
+        self.earlier = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.earlier.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.requested, self.signal_number = True, number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print(f"{signal.Signals(number).name}: saving a checkpoint after this step", file=sys.stderr, flush=True)
+
+
+# -------------------------------------------------------------------------------------------------- before the loop
+
+
+@dataclass
+class Job:
+    """What the loop works with: settings, prepared objects, data."""
+
+    settings: TrainSettings
+    accelerator: Accelerator
+    folder: Path
+    source: FaceSource
+    faces: TrainingFaces
+    batches: EpochBatches
+    loader: DataLoader
+    dev_pairs: PairSet | None
+    processor: AdaptFaceImageProcessor
+    model: AdaptFaceModel  # inside trainer
+    trainer: nn.Module  # as accelerate wrapped it
+    parameters: list[nn.Parameter]  # those that train
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of identities, labels and domains, in order: a resumed run must see the same data."""
+        digest = hashlib.sha256("\n".join(self.source.identities).encode("utf-8"))
+        digest.update(np.ascontiguousarray(self.source.labels).tobytes())
+        digest.update(np.ascontiguousarray(self.source.domain_labels).tobytes())
+        return digest.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Counts for the log."""
+        return {
+            "images": len(self.source),
+            "identities": len(self.source.identities),
+            "steps_per_epoch": self.batches.steps,
+            "images_per_step": self.batches.step_size,
+            "num_processes": self.accelerator.num_processes,
+            "device": str(self.accelerator.device),
+            "parameters": self.model.summary(),
+        }
+
+
+def start_accelerator(settings: TrainSettings) -> Accelerator:
+    """Device, precision and process group.
+
+    Raises:
+        ValueError: the launcher was asked for more processes than it started.
+    """
+    accelerator = Accelerator(
+        mixed_precision=settings.mixed_precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=settings.gradient_accumulation, sync_with_dataloader=False
+        ),
+        log_with=settings.trackers or None,
+        project_dir=str(Path(settings.output_dir) / "trackers"),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=3))],  # others wait while one evaluates
+    )
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    # `accelerate launch --cpu --num_processes 2` names a rendezvous and then starts one plain process.
+    lost = "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
+    if lost or asked != accelerator.num_processes:
+        raise ValueError(
+            f"the launcher was asked for {'several' if lost else asked} processes, but training sees "
+            f"{accelerator.num_processes}. On CPUs use: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
+            "--num_processes N train_accelerate.py ..."
+        )
+    return accelerator
+
+
+def prepare(settings: TrainSettings, accelerator: Accelerator, folder: Path) -> Job:
+    """Open the data, build the model, prepare the run folder.
+
+    Raises:
+        ValueError, OSError: settings, data, base or run folder are not usable; the message says how to mend it.
+    """
+    if accelerator.is_main_process and not settings.dry_run:
+        open_run_folder(settings, folder)
+    accelerator.wait_for_everyone()
+
+    torch.manual_seed(settings.seed)
+    with accelerator.main_process_first():
+        backbone = settings.backbone
+        if backbone == TINY_RANDOM:
+            backbone = tiny_random_base(folder / "base", settings)
+        if settings.train_data == SYNTHETIC:
+            train_data, metadata, dev_pairs = synthetic_faces(folder / "synthetic", settings)
+        else:
+            train_data, metadata, dev_pairs = settings.train_data, settings.train_metadata, settings.dev_pairs
+        source = open_source(train_data, metadata=metadata, split=settings.train_split, domains=settings.domains)
+    pairs = load_pairs(dev_pairs, settings.dev_images) if dev_pairs else None
+
+    if Path(backbone).is_dir():
+        backbone = Path(backbone).resolve().as_posix()  # the saved model must find it from anywhere
+    torch.manual_seed(settings.seed)  # the same weights whatever was drawn before
+    model = AdaptFaceModel.from_backbone(
+        backbone,
+        revision=settings.backbone_revision,
+        attn_implementation=settings.attention,
+        **settings.model_arguments(),
+    )
+    if settings.holds_base_in_bfloat16 and model.backbone is not None:
+        model.backbone.to(torch.bfloat16)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    processor = AdaptFaceImageProcessor(size=settings.image_size)
+    head = build_head(
+        settings.head, settings.embedding_size, len(source.identities), scale=settings.scale, margin=settings.margin
+    )
+    trainer = FaceTrainer(model, head, settings)
+    optimizer = build_optimizer(trainer, settings)
+
+    augmentation = build_augmentation(
+        flip=settings.flip,
+        randaugment_ops=settings.randaugment_ops,
+        randaugment_magnitude=settings.randaugment_magnitude,
+        low_resolution=settings.low_resolution,
+        occlusion=settings.occlusion,
+        crop=settings.crop,
+        photometric=settings.photometric,
+    )
+    faces = TrainingFaces(source, processor, augmentation, settings.seed)
+    batches = EpochBatches(
+        len(source), settings.batch_size, settings.gradient_accumulation,
+        accelerator.process_index, accelerator.num_processes, settings.seed,
+    )  # fmt: skip
+    loader = DataLoader(
+        faces, batch_sampler=batches, num_workers=settings.num_workers, persistent_workers=settings.num_workers > 0,
+        pin_memory=accelerator.device.type == "cuda",
+    )  # fmt: skip
+
+    # The base is frozen and in no checkpoint, so its name is how it is told apart.
+    register_weight_hooks(
+        accelerator, lambda name: settings.adaptation != "full" and name.startswith("model.backbone.")
+    )
+    wrapped, optimizer = accelerator.prepare(trainer, optimizer)
+    trained = [parameter for parameter in trainer.parameters() if parameter.requires_grad]
+    job = Job(
+        settings, accelerator, folder, source, faces, batches, loader, pairs, processor, model, wrapped, trained,
+        optimizer,
+    )  # fmt: skip
+    accelerator.print(
+        f"{source.name}: {len(source)} images of {len(source.identities)} identities; "
+        f"{batches.steps} steps of {batches.step_size} images an epoch\n{model.summary_table()}\n"
+        f"identity head, training only: {sum(p.numel() for p in head.parameters()):,}"
+    )
+    if settings.trackers and not settings.dry_run:
+        simple = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in vars(settings).items()}
+        accelerator.init_trackers("adaptface", simple)
+    return job
+
+
+def build_optimizer(trainer: FaceTrainer, settings: TrainSettings) -> torch.optim.AdamW:
+    """AdamW; biases, norms and position embeddings do not decay, the head may have its own learning rate."""
+    head_rate = settings.learning_rate if settings.head_learning_rate is None else settings.head_learning_rate
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    for name, parameter in trainer.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part = "head" if name.startswith("head.") else "model"
+        decays = parameter.squeeze().ndim >= 2 and not name.endswith("position_embeddings")
+        rate = head_rate if part == "head" else settings.learning_rate
+        group = groups.setdefault(
+            (part, decays),
+            {"params": [], "part": part, "peak_lr": rate, "weight_decay": settings.weight_decay if decays else 0.0},
+        )
+        group["params"].append(parameter)
+    return torch.optim.AdamW(groups.values(), lr=settings.learning_rate)
+
+
+def open_run_folder(settings: TrainSettings, folder: Path) -> None:
+    """Make the run folder and write `settings.yaml`, without touching an earlier run unless told to."""
+    if settings.overwrite:
+        remove_run(folder)
+    elif settings.resume == "no" and (list_checkpoints(folder) or (folder / "last").exists()):
+        raise ValueError(
+            f"output_dir: {folder} holds an earlier run; add --resume auto to go on with it, --overwrite true to "
+            "delete it, or choose another --output_dir"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("best", "last"):
+        recover_model_folder(folder / name)
+    if not list_checkpoints(folder):
+        write_text_atomically(folder / SETTINGS, settings.to_yaml())
+
+
+def resume(job: Job) -> dict[str, Any] | None:
+    """Restore the checkpoint that the settings ask for; returns its state, or None to start afresh.
+
+    Raises:
+        ValueError: settings, data or number of processes differ from the checkpoint's where that matters.
+    """
+    settings, accelerator = job.settings, job.accelerator
+    found: list[Path | None] = [None]
+    if accelerator.is_main_process:
+        found = [find_checkpoint(job.folder, settings.resume, accelerator.print)]
+    folder = broadcast_object_list(found)[0]
+    if folder is None:
+        if settings.resume == "auto":
+            accelerator.print(f"no checkpoint in {job.folder} to resume from; starting afresh")
+        return None
+    saved = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
+    state = read_state(folder)
+    changes = changed_settings(saved, settings)
+    if state["num_processes"] != accelerator.num_processes:
+        changes.append(f"processes: {state['num_processes']} -> {accelerator.num_processes}")
+    if state["data"] != job.fingerprint:
+        changes.append("training data: other identities, labels or domains")
+    if changes:
+        raise ValueError(
+            f"cannot resume {folder}: it was trained with other settings:\n  " + "\n  ".join(changes)
+            + "\nrestore them, or start a new run in another --output_dir"
+        )  # fmt: skip
+    load_checkpoint(accelerator, folder)
+    if accelerator.is_main_process:
+        write_text_atomically(job.folder / SETTINGS, settings.to_yaml())
+    accelerator.print(f"resumed {folder} at step {state['step']}")
+    return state
+
+
+def tiny_random_base(folder: Path, settings: TrainSettings) -> str:
+    """Write a small Dinov2 with random weights, always the same ones for a seed; returns its folder."""
+    if not (folder / "model.safetensors").is_file():
+        torch.manual_seed(settings.seed)
+        config = Dinov2Config(
+            hidden_size=64, num_hidden_layers=4, num_attention_heads=4, mlp_ratio=2, patch_size=14,
+            image_size=settings.image_size, layerscale_value=1.0, initializer_range=0.1,
+        )  # fmt: skip
+        save_model_folder(folder, Dinov2Model(config))
+    return str(folder)
+
+
+def synthetic_faces(folder: Path, settings: TrainSettings) -> tuple[str, str, str]:
+    """Render the embedded faces, unless they are there; returns training folder, its CSV and the development pairs."""
+    from adaptface.data.synthetic import write_synthetic
+
+    write_synthetic(
+        folder,
+        num_identities=settings.synthetic_identities,
+        images_per_identity=settings.synthetic_images,
+        pairs=settings.synthetic_pairs,
+        seed=settings.seed,
+    )
+    pairs = settings.dev_pairs or str(folder / "dev_pairs.csv")
+    return str(folder / "train"), str(folder / "train" / "metadata.csv"), pairs
+
+
+# -------------------------------------------------------------------------------------------------- beside the loop
+
+
+def evaluate(job: Job) -> dict[str, float]:
+    """Accuracy (mean and deviation over the folds), AUC and EER of the current model on the development pairs."""
+    assert job.dev_pairs is not None
+    result = evaluate_pairs(
+        ModelEmbedder(job.model, job.processor), job.dev_pairs, batch_size=job.settings.eval_batch_size,
+        num_workers=job.settings.num_workers, strict=False, progress=False,
+    )  # fmt: skip
+    return {name: result[name] for name in ("accuracy", "accuracy_std", "auc", "eer")}
+
+
+def selection_key(entry: dict[str, Any]) -> tuple[float, float]:
+    """What `best/` is chosen by: accuracy on the development pairs, then AUC."""
+    return entry["accuracy"], entry["auc"]
+
+
+def dry_run(job: Job) -> None:
+    """Measure a few steps and an evaluation batch, and print what the whole run takes on this machine."""
+    settings, accelerator, say = job.settings, job.accelerator, job.accelerator.print
+    known = int((job.source.domain_labels >= 0).sum())
+    counts = np.bincount(job.source.labels)
+    say(f"images an identity: {counts.min()} to {counts.max()}; with a domain label: {known} of {len(job.source)}")
+    for index in np.linspace(0, len(job.source) - 1, num=min(20, len(job.source))).astype(int):
+        job.source.image(int(index))  # names the image if it cannot be decoded
+    say("decoded 20 images spread over the set" if len(job.source) >= 20 else "decoded all images")
+
+    job.trainer.train()
+    batches = iter(job.loader)
+    seconds = []
+    for step in range(min(DRY_RUN_STEPS + 1, job.batches.steps)):
+        set_learning_rates(job.optimizer, settings, (step + 0.5) / job.batches.steps)
+        start = time.perf_counter()
+        values = train_step(job, islice(batches, settings.gradient_accumulation))
+        seconds.append(time.perf_counter() - start)
+        if not values["finite"]:
+            raise ValueError(f"step {step + 1} gave loss {values['loss']}; check the data and mixed_precision")
+    step_seconds = statistics.median(seconds[1:] or seconds)  # the first step also starts the loader and warms up
+    steps = settings.epochs * job.batches.steps
+    duration = steps * step_seconds
+    say(f"loss of the last step {values['loss']:.3f}; {job.batches.step_size / step_seconds:.1f} images/s; "
+        f"{step_seconds:.3f} s a step, {steps} steps")  # fmt: skip
+    if job.dev_pairs is not None:
+        images = [job.dev_pairs.images[i] for i in range(min(settings.eval_batch_size, len(job.dev_pairs.images)))]
+        start = time.perf_counter()
+        embed_images(ModelEmbedder(job.model, job.processor), images, settings.eval_batch_size, progress=False)
+        each = (time.perf_counter() - start) / len(images) * len(job.dev_pairs.images)
+        evaluations = math.ceil(settings.epochs / settings.eval_every_epochs)
+        duration += evaluations * each
+        say(f"development set: {len(job.dev_pairs)} pairs of {len(job.dev_pairs.images)} images, "
+            f"{evaluations} evaluations of {each:.0f} s")  # fmt: skip
+    say(f"peak memory {peak_memory(accelerator.device) / 2**20:.0f} MB ({accelerator.device.type}); expected duration "
+        f"on this machine {timedelta(seconds=round(duration))}. Nothing was trained or kept.")  # fmt: skip
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most this process has held on the device (CUDA), or in main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+if __name__ == "__main__":
+    main()
