@@ -7,7 +7,7 @@ that both give the same numbers on every machine.
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ TEMPLATE_SIZE = 112  # pixels a side of the aligned crop
 MIN_SIDE = 16  # pixels; below it there is no face to recognise
 MAX_PIXELS = 80_000_000  # a larger picture is refused before it is decoded
 MAX_STRETCH = 1.05  # longer over shorter side of a crop that may be resized to a square
-# Formats whose decoders read bytes and start no other program.
-FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+# Formats whose decoders read bytes and start no other program (EPS would start Ghostscript).
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 ImageLike = Image.Image | np.ndarray | bytes | str | os.PathLike
 
@@ -195,7 +195,7 @@ class AdaptFaceImageProcessor(BaseImageProcessor):
 
     def __init__(
         self,
-        size: int | dict[str, int] = 224,
+        size: int | Mapping[str, int] = 224,
         resample: int = Image.Resampling.BICUBIC,
         rescale_factor: float = 1 / 255,
         image_mean: Sequence[float] = (0.485, 0.456, 0.406),
@@ -220,8 +220,8 @@ class AdaptFaceImageProcessor(BaseImageProcessor):
             raise ValueError(f"image_std must be three positive numbers, got {image_std}")
 
     @staticmethod
-    def _square(size: int | dict[str, int]) -> dict[str, int]:
-        sides = {"height": size, "width": size} if isinstance(size, int) else dict(size)
+    def _square(size: int | Mapping[str, int]) -> dict[str, int]:
+        sides = dict(size) if isinstance(size, Mapping) else {"height": size, "width": size}
         height = sides.get("height")
         if sides != {"height": height, "width": height} or not isinstance(height, int) or height < 1:
             raise ValueError(f"size must be a positive int, or a dict of an equal height and width; got {size}")
@@ -280,7 +280,12 @@ class AdaptFaceImageProcessor(BaseImageProcessor):
         inverse /= shrink
         matrix = (inverse.real, -inverse.imag, shift.real, inverse.imag, inverse.real, shift.imag)
         square = (TEMPLATE_SIZE, TEMPLATE_SIZE)
-        return photo.transform(square, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BICUBIC)
+        # Channel by channel in floats: on 8-bit pixels this filter cuts fractions off, half a grey level on average.
+        channels = [
+            channel.convert("F").transform(square, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
+            for channel in photo.split()
+        ]
+        return Image.fromarray(np.stack(channels, axis=2).round().clip(0, 255).astype(np.uint8))
 
     def preprocess(
         self,
@@ -305,14 +310,13 @@ class AdaptFaceImageProcessor(BaseImageProcessor):
             names = [f"images[{i}]: {_describe(image)}" for i, image in enumerate(batch)]
         else:
             batch, names = [images], [_describe(images)]
-            if landmarks is not None and np.ndim(landmarks) == 2:
+            if landmarks is not None and not (np.iterable(landmarks) and len(landmarks) == 1):
                 landmarks = [landmarks]
         if not batch:
             raise ValueError("images is empty; pass at least one image")
-        if landmarks is not None and (np.ndim(landmarks) == 0 or len(landmarks) != len(batch)):
-            raise ValueError(
-                f"landmarks must be one (5, 2) array an image, {len(batch)} in all; got shape {np.shape(landmarks)}"
-            )
+        if landmarks is not None and (not np.iterable(landmarks) or len(landmarks) != len(batch)):
+            got = len(landmarks) if np.iterable(landmarks) else type(landmarks).__name__
+            raise ValueError(f"landmarks must be one (5, 2) array an image, {len(batch)} in all; got {got}")
         side = self.size["height"]
         mean, std = np.array(self.image_mean, np.float32), np.array(self.image_std, np.float32)
         pixel_values = np.empty((len(batch), 3, side, side), dtype=np.float32)

@@ -103,6 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
         accelerator = start_accelerator(settings)
         with tempfile.TemporaryDirectory() if settings.dry_run else nullcontext(settings.output_dir) as folder:
             job = prepare(settings, accelerator, Path(folder))
+            state = None if settings.dry_run else resume(job)
             if settings.dry_run:
                 dry_run(job)
     except (ValueError, OSError) as error:
@@ -110,7 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
     stopped = None
     if not settings.dry_run:
         with StopRequest() as stop:
-            stopped = train(job, stop)
+            stopped = train(job, state, stop)
     del job  # gloo can hang at exit while modules still hold the process group
     accelerator.free_memory()
     gc.collect()
@@ -122,8 +123,8 @@ def main(arguments: list[str] | None = None) -> None:
 # ------------------------------------------------------------------------------------------------------- the loop
 
 
-def train(job: Job, stop: StopRequest) -> int | None:
-    """The training loop; returns the signal that stopped it, if one did."""
+def train(job: Job, state: dict[str, Any] | None, stop: StopRequest) -> int | None:
+    """The training loop, from a resumed state or from the start; returns the signal that stopped it, if one did."""
     settings, accelerator, run = job.settings, job.accelerator, job.folder
     steps_per_epoch, micro_batches = job.batches.steps, settings.gradient_accumulation
     total_steps = settings.epochs * steps_per_epoch
@@ -134,7 +135,7 @@ def train(job: Job, stop: StopRequest) -> int | None:
             tqdm.write(text)
             sys.stdout.flush()
 
-    state = resume(job) or {
+    state = state or {
         "step": 0, "history": [], "window": {}, "window_steps": 0, "skipped_steps": 0, "skipped_in_a_row": 0,
         "data": job.fingerprint, "num_processes": accelerator.num_processes,
     }  # fmt: skip
@@ -426,13 +427,13 @@ def prepare(settings: TrainSettings, accelerator: Accelerator, folder: Path) -> 
 
     torch.manual_seed(settings.seed)
     with accelerator.main_process_first():
-        backbone = settings.backbone
+        backbone, metadata, dev_pairs = settings.backbone, settings.train_metadata, settings.dev_pairs
+        train_data = settings.train_data
         if backbone == TINY_RANDOM:
             backbone = tiny_random_base(folder / "base", settings)
-        if settings.train_data == SYNTHETIC:
-            train_data, metadata, dev_pairs = synthetic_faces(folder / "synthetic", settings)
-        else:
-            train_data, metadata, dev_pairs = settings.train_data, settings.train_metadata, settings.dev_pairs
+        if train_data == SYNTHETIC:
+            train_data, metadata, rendered_pairs = synthetic_faces(folder / "synthetic", settings)
+            dev_pairs = dev_pairs or rendered_pairs
         source = open_source(train_data, metadata=metadata, split=settings.train_split, domains=settings.domains)
     pairs = load_pairs(dev_pairs, settings.dev_images) if dev_pairs else None
 
@@ -448,7 +449,8 @@ def prepare(settings: TrainSettings, accelerator: Accelerator, folder: Path) -> 
     if settings.holds_base_in_bfloat16 and model.backbone is not None:
         model.backbone.to(torch.bfloat16)
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)  # new, old name
+        enable({"use_reentrant": False})
     processor = AdaptFaceImageProcessor(size=settings.image_size)
     head = build_head(
         settings.head, settings.embedding_size, len(source.identities), scale=settings.scale, margin=settings.margin
@@ -587,8 +589,7 @@ def synthetic_faces(folder: Path, settings: TrainSettings) -> tuple[str, str, st
         pairs=settings.synthetic_pairs,
         seed=settings.seed,
     )
-    pairs = settings.dev_pairs or str(folder / "dev_pairs.csv")
-    return str(folder / "train"), str(folder / "train" / "metadata.csv"), pairs
+    return str(folder / "train"), str(folder / "train" / "metadata.csv"), str(folder / "dev_pairs.csv")
 
 
 # -------------------------------------------------------------------------------------------------- beside the loop
@@ -597,10 +598,9 @@ def synthetic_faces(folder: Path, settings: TrainSettings) -> tuple[str, str, st
 def evaluate(job: Job) -> dict[str, float]:
     """Accuracy (mean and deviation over the folds), AUC and EER of the current model on the development pairs."""
     assert job.dev_pairs is not None
-    result = evaluate_pairs(
-        ModelEmbedder(job.model, job.processor), job.dev_pairs, batch_size=job.settings.eval_batch_size,
-        num_workers=job.settings.num_workers, strict=False, progress=False,
-    )  # fmt: skip
+    embedder = ModelEmbedder(job.model, job.processor)
+    batch_size = job.settings.eval_batch_size
+    result = evaluate_pairs(embedder, job.dev_pairs, batch_size, strict=False, progress=False)
     return {name: result[name] for name in ("accuracy", "accuracy_std", "auc", "eer")}
 
 

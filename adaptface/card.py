@@ -85,7 +85,7 @@ def build_card(
                 ("router", f"{counts['router']:,}"),
                 ("projection", f"{counts['projection']:,}"),
             ],
-            holds=" and the base, which was trained" if config.adaptation == "full" else "",
+            holds="all of them" if config.adaptation == "full" else "the last three, not the base",
             training=[
                 ("training data", _cell(training_data)),
                 ("experts", _cell(", ".join(config.domains))),

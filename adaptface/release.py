@@ -40,6 +40,7 @@ REQUIRED_FILES = frozenset(
      "requirements.txt"}
 )  # fmt: skip
 ALLOWED_FILES = REQUIRED_FILES | {"results.json"}
+TENSOR_PREFIXES = ("adapters.", "patch_adapter.", "router.", "projection.", "backbone.")
 
 
 class ReleaseError(RuntimeError):
@@ -58,7 +59,7 @@ def stage_release(
     """Build a release folder from a model folder, verify it, and put it in place of the former one.
 
     Args:
-        model_dir (`Path`): folder written by `save_pretrained` of the model and of the processor (`runs/NAME/best`).
+        model_dir (`Path`): folder written by `save_pretrained` of model and processor (`runs/NAME/best`).
         results (`Path`, *optional*): `results.json` of `eval_benchmarks.py`; without it the card says "not measured".
         out_dir (`Path`): the release folder. An older release there is replaced; any other content is refused.
         settings (`Path`, *optional*): `settings.yaml` of the run, for the card.
@@ -87,7 +88,7 @@ def stage_release(
         )
     scores = json.loads(results.read_text(encoding="utf-8")) if results else None
     run = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings else None
-    card = build_card(model, scores, run, license_id=license_id)
+    card = build_card(model.config, model.summary(), scores, run, name=out_dir.name, license_id=license_id)
 
     with _replacing(out_dir) as folder:
         model.save_pretrained(folder)
@@ -114,10 +115,10 @@ def check_release(folder: Path, *, allow_full: bool = False) -> None:
         with safe_open(folder / "model.safetensors", framework="np") as tensors:
             names = set(tensors.keys())
         for name in sorted(names):
-            if name.startswith("backbone.") and not allow_full:
-                faults.append(f"tensor {name} belongs to the base")
-            elif not name.startswith(TENSOR_PREFIXES):
+            if not name.startswith(TENSOR_PREFIXES):
                 faults.append(f"tensor {name} is no part of the model; identity heads stay in the checkpoints")
+            elif name.startswith("backbone.") and not allow_full:
+                faults.append(f"tensor {name} belongs to the base")
     if faults:
         raise ReleaseError(f"{folder} is no release: " + "; ".join(faults[:10]))
 
@@ -213,17 +214,18 @@ def _requirements() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: stage and verify the release of a run folder."""
     parser = argparse.ArgumentParser(prog="adaptface.release", description="Stage and verify the release of a run.")
-    parser.add_argument("run_folder", type=Path, help="run folder with best/, settings.yaml and results/results.json")
+    parser.add_argument("run_folder", type=Path, help="run folder: best/, settings.yaml, results/results.json")
     parser.add_argument("--out", type=Path, help="release folder (default: RUN_FOLDER/release)")
     parser.add_argument("--license", dest="license_id", help="Hub licence id of the weights, e.g. apache-2.0")
     parser.add_argument("--allow_full", action="store_true", help="publish a fully fine-tuned base as well")
     args = parser.parse_args(argv)
     run: Path = args.run_folder
     out: Path = args.out or run / "release"
+    model_dir = run / "best" if (run / "best").is_dir() else run / "last"  # no best/ without a development set
     results, settings = run / "results" / "results.json", run / "settings.yaml"
     try:
         difference = stage_release(
-            run / "best",
+            model_dir,
             results if results.is_file() else None,
             out,
             settings=settings if settings.is_file() else None,
@@ -237,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"No {results}: the card says 'not measured'.")
     size = (out / "model.safetensors").stat().st_size
     print(f"{out}: model.safetensors has {size / 1e6:.2f} MB; loaded in a clean process, its embeddings differ from")
-    print(f"those of {run / 'best'} by at most {difference:.1e}.")
+    print(f"those of {model_dir} by at most {difference:.1e}.")
     return 0
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import os
 import re
 import typing
@@ -271,8 +272,9 @@ def changed_settings(saved: dict[str, Any], settings: TrainSettings) -> list[str
 def describe_settings() -> str:
     """One line a setting: name, default, meaning."""
     lines = []
+    defaults = TrainSettings()
     for field in dataclasses.fields(TrainSettings):
-        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+        default = getattr(defaults, field.name)
         choices = f" ({', '.join(field.metadata['choices'])})" if field.metadata["choices"] else ""
         lines.append(f"  --{field.name} {default!r}: {field.metadata['help']}{choices}")
     return "\n".join(lines)
@@ -287,9 +289,14 @@ def _field(name: str) -> dataclasses.Field:
     return fields[name]
 
 
+@functools.cache
+def _field_types() -> dict[str, Any]:
+    return typing.get_type_hints(TrainSettings)
+
+
 def _convert(field: dataclasses.Field, value: Any) -> Any:
     """`value` as the type the field is annotated with."""
-    kind = typing.get_type_hints(TrainSettings)[field.name]
+    kind = _field_types()[field.name]
     kinds = typing.get_args(kind) if NoneType in typing.get_args(kind) else (kind,)
     if value is None or (isinstance(value, str) and value.strip().lower() in ("null", "none")):
         if NoneType in kinds:

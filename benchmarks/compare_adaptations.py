@@ -19,7 +19,6 @@ import statistics
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -85,7 +84,6 @@ def train(folder: Path, recipe: Path, settings: list[str], pairs: str, threads: 
     if summary.is_file():
         return json.loads(summary.read_text(encoding="utf-8"))
     folder.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
     call(
         "train_accelerate.py", str(recipe), "--output_dir", str(folder / "run"), "--resume", "auto", *settings,
         threads=threads, log=folder / "train.log",
@@ -96,10 +94,7 @@ def train(folder: Path, recipe: Path, settings: list[str], pairs: str, threads: 
         "settings": settings,
         "row": row,
         "parameters": log[0]["parameters"],
-        "images_per_second": statistics.median(
-            line["images_per_second"] for line in log if "images_per_second" in line
-        ),
-        "wall_seconds": time.perf_counter() - start,
+        "minutes": training_minutes(log),
     }
     summary.write_text(json.dumps(result, indent=2), encoding="utf-8")
     return result
@@ -199,9 +194,19 @@ def table(references: list[dict[str, Any]], runs: list[dict[str, Any]]) -> str:
         lines.append(
             f"| {way} | {mine[0]['parameters']['trainable']:,} | {' '.join(w.strip('-') for w in mine[0]['setting'])} "
             f"| {len(mine)} | {spread([row['accuracy'] for row in rows], 2, 100)} "
-            f"| {spread([row['auc'] for row in rows], 4)} | {spread([run['wall_seconds'] for run in mine], 0, 1 / 60)} |"
+            f"| {spread([row['auc'] for row in rows], 4)} | {spread([run['minutes'] for run in mine], 1)} |"
         )
     return "\n".join(lines)
+
+
+def training_minutes(log: list[dict[str, Any]]) -> float:
+    """Minutes of training by a run's log, without evaluation; also right for a run that was stopped and went on."""
+    lines = [line for line in log if line["event"] == "train"]
+    images, done, seconds = log[0]["images_per_step"], 0, 0.0
+    for line in lines:
+        seconds += (line["step"] - done) * images / line["images_per_second"]
+        done = line["step"]
+    return seconds / 60
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -131,7 +131,7 @@ def test_low_resolution_loses_detail_and_keeps_the_mean() -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     kept = [pixels(reduce_resolution(noise, np.random.default_rng(seed))) for seed in range(50)]
     spread = np.array([image.std() for image in kept]) / pixels(noise).std()
-    assert spread.min() < 0.45 and spread.max() > 0.8 and (spread < 1.2).all()
+    assert spread.min() < 0.3 and spread.max() > 0.8 and (spread < 1.2).all()
     assert all(abs(image.mean() - pixels(noise).mean()) < 6 for image in kept)
     assert reduce_resolution(make_image(width=2, height=1), np.random.default_rng(0)).size == (2, 1)
 
@@ -259,11 +259,12 @@ def test_seed_epoch_and_index_decide(source: FaceSource) -> None:
     assert len({tuple(image.flatten().tolist()) for image in torch.cat([first, second])}) == 24
 
 
-def test_workers_change_nothing(source: FaceSource) -> None:
-    """Spawned persistent workers over two epochs give the bytes of the main process, and see `set_epoch`."""
+@pytest.mark.parametrize(("start", "num_workers"), [("spawn", 1), (None, 2)])
+def test_workers_change_nothing(source: FaceSource, start: str | None, num_workers: int) -> None:
+    """Persistent workers over two epochs give the bytes of the main process, and see `set_epoch`."""
     faces = make_faces(source)
-    alone = DataLoader(faces, batch_size=5)
-    helped = DataLoader(faces, batch_size=5, num_workers=2, persistent_workers=True, multiprocessing_context="spawn")
+    workers = dict(num_workers=num_workers, persistent_workers=True, multiprocessing_context=start)
+    alone, helped = DataLoader(faces, batch_size=5), DataLoader(faces, batch_size=5, **workers)
     for epoch in (3, 4):
         faces.set_epoch(epoch)
         pairs = list(zip(alone, helped, strict=True))

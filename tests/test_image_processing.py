@@ -53,14 +53,14 @@ def test_pixel_values_equal_the_formula_pixel_by_pixel(processor: AdaptFaceImage
 
 
 def test_a_crop_is_resized_bicubically(processor: AdaptFaceImageProcessor) -> None:
-    image = picture()
-    # Pillow's float mode interpolates each channel without rounding in between.
+    image = picture().point(lambda value: 64 + value // 2)
+    # Pillow's float mode interpolates each channel without rounding, or clipping, in between.
     channels = [
         np.asarray(Image.fromarray(channel.astype(np.float32)).resize((224, 224), Image.Resampling.BICUBIC))
         for channel in np.moveaxis(np.asarray(image), 2, 0)
     ]
     values = processor(image).pixel_values[0].numpy() * STD[:, None, None] + MEAN[:, None, None]
-    np.testing.assert_allclose(values * 255, np.clip(channels, 0, 255), atol=1.01)
+    np.testing.assert_allclose(values * 255, np.clip(channels, 0, 255), atol=1.2)  # two passes, each rounded
 
 
 def test_every_input_kind_gives_the_same_values(processor: AdaptFaceImageProcessor, tmp_path: Path) -> None:
@@ -136,7 +136,6 @@ def plain(mode: str, colour: object) -> Image.Image:
         (plain("RGBA", (200, 100, 50, 0)), (0, 0, 0)),
         (plain("RGBA", (200, 100, 50, 51)), (40, 20, 10)),  # a fifth opaque over black
         (plain("RGBa", (40, 20, 10, 51)), (40, 20, 10)),  # the same, premultiplied
-        (plain("RGB", (10, 20, 30)).convert("P"), None),
         (plain("CMYK", (0, 255, 255, 0)), (255, 0, 0)),
         (plain("YCbCr", (128, 128, 128)), (128, 128, 128)),
         (plain("HSV", (0, 255, 255)), (255, 0, 0)),
@@ -152,9 +151,9 @@ def plain(mode: str, colour: object) -> Image.Image:
     ids=lambda value: value.mode if isinstance(value, Image.Image) else "",
 )
 def test_every_mode_becomes_rgb(
-    processor: AdaptFaceImageProcessor, image: Image.Image, expected: tuple[int, ...] | None
+    processor: AdaptFaceImageProcessor, image: Image.Image, expected: tuple[int, ...]
 ) -> None:
-    assert pixel(processor, image) == (expected or image.convert("RGB").getpixel((0, 0)))
+    assert pixel(processor, image) == expected
     assert processor(image).pixel_values.isfinite().all()
 
 

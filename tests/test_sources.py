@@ -249,7 +249,7 @@ def embed(dataset: datasets.Dataset, path: Path) -> Path:
 
 def test_parquet_file_and_folder(tmp_path: Path) -> None:
     names = datasets.ClassLabel(names=["zoe", "unused", "amy"])
-    dataset = make_dataset([2, 0, 2], names, domain=["age", "", "pose"])
+    dataset = make_dataset([2, 0, 2, 2], names, domain=["age", "", "pose", None])
     for path in (
         embed(dataset, tmp_path / "faces [1].parquet"),
         embed(dataset, tmp_path / "hub" / "data" / "train-00000-of-00001.parquet").parents[1],
@@ -257,9 +257,9 @@ def test_parquet_file_and_folder(tmp_path: Path) -> None:
     ):
         source = open_source(path)
         assert source.identities == ["zoe", "amy"]  # the order of the codes; the hole is closed
-        assert source.labels.tolist() == [1, 0, 1]
-        assert source.domain_labels.tolist() == [2, -1, 1]
-        assert [source.image(i).getpixel((0, 0)) for i in range(3)] == [colour(i) for i in range(3)]
+        assert source.labels.tolist() == [1, 0, 1, 1]
+        assert source.domain_labels.tolist() == [2, -1, 1, -1]
+        assert [source.image(i).getpixel((0, 0)) for i in range(4)] == [colour(i) for i in range(4)]
         assert str(path) in source.where(2) and "row 2" in source.where(2)
 
 

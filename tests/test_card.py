@@ -1,0 +1,159 @@
+"""The model card: numbers come from the results, gaps say so, and Hugging Face's own classes read it back."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from jinja2 import Environment, meta
+
+from adaptface.card import TEMPLATE, build_card
+from adaptface.settings import TrainSettings
+from configuration_adaptface import AdaptFaceConfig
+
+COUNTS = {"base": 22_056_576, "per_expert": 442_368, "adapters": 1_327_104, "router": 99_331, "projection": 197_120}
+
+
+def _row(kind: str = "adaptface", **values: Any) -> dict[str, Any]:
+    row = {
+        "benchmark": "lfw", "data": "unspecified",
+        "protocol": {"score": "d = 2 - 2 cos", "folds": "10 contiguous folds"},
+        "embedder": {"kind": kind, "name": "/home/someone/runs/x/best"},
+        "pairs": 6000, "accuracy": 0.98765, "accuracy_std": 0.0043, "auc": 0.99912, "eer": 0.0123,
+        "tar_at_far": [{"far": 0.001, "tar": 0.9321}], "warnings": [],
+    }  # fmt: skip
+    return row | values
+
+
+def _card(
+    config: AdaptFaceConfig | None = None,
+    rows: list[dict[str, Any]] | None = None,
+    settings: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> tuple[str, dict[str, Any]]:
+    """Text and metadata of a card, as read back by huggingface_hub."""
+    results = None if rows is None else {"results": rows}
+    config = config or AdaptFaceConfig(backbone_revision="1234abc")
+    text = str(build_card(config, COUNTS, results, settings, name="user/faces", **kwargs))
+    return text, ModelCard(text).data.to_dict()
+
+
+def test_numbers_and_protocol_come_from_the_results() -> None:
+    text, metadata = _card(rows=[_row(), _row("onnx", embedder={"kind": "onnx", "name": "peer.onnx"}, accuracy=0.5)])
+    assert "| lfw | **this model** | 6,000 | 98.77 ± 0.43 | 0.9991 | 1.23 | 93.21 @ 0.001 |" in text
+    assert "| lfw | peer.onnx (onnx) | 6,000 | 50.00" in text
+    assert "score: d = 2 - 2 cos; folds: 10 contiguous folds." in text
+    assert "/home/someone" not in text
+    (model,) = metadata["model-index"]
+    (result,) = model["results"]  # the peer's numbers are not this model's
+    assert [(m["type"], m["value"]) for m in result["metrics"]] == [("accuracy", 0.98765), ("roc_auc", 0.99912)]
+    assert "10 contiguous folds" in result["metrics"][0]["name"]
+
+
+def test_metadata_says_what_the_hub_needs() -> None:
+    _, metadata = _card(settings={"train_data": "hf://someone/faces"}, license_id="cc-by-nc-4.0")
+    expected = {
+        "library_name": "transformers",
+        "pipeline_tag": "image-feature-extraction",
+        "base_model": "facebook/dinov2-small",
+        "base_model_relation": "adapter",
+        "license": "cc-by-nc-4.0",
+        "datasets": ["someone/faces"],
+    }
+    assert {key: metadata.get(key) for key in expected} == expected
+    assert "model-index" not in metadata and "metrics" not in metadata
+
+
+def test_without_results_or_settings_the_gaps_are_named() -> None:
+    text, metadata = _card()
+    assert "Accuracy, AUC, EER and TAR@FAR: not measured." in text
+    assert "Not evaluated" in text
+    assert "| training data | not stated |" in text and "| learning rate | not stated |" in text
+    assert "### Decision thresholds\n\nNot measured." in text
+    assert metadata["license"] == "other" and metadata["license_name"] == "terms-of-the-training-data"
+
+
+def test_synthetic_faces_are_called_synthetic() -> None:
+    text, metadata = _card(rows=[_row(data="synthetic")], settings={"train_data": "synthetic"})
+    assert "> **Trained on synthetic (rendered) faces only" in text
+    assert "| lfw (synthetic faces) | **this model**" in text
+    assert metadata["model-index"][0]["results"][0]["dataset"]["name"] == "lfw (synthetic faces)"
+    assert metadata["license"] == "apache-2.0"
+    assert "synthetic" not in _card(rows=[_row()], settings={"train_data": "hf://someone/faces"})[0].lower()
+
+
+def test_a_local_base_makes_a_development_release(tmp_path: Path) -> None:
+    text, metadata = _card(AdaptFaceConfig(backbone=str(tmp_path), backbone_config={}))
+    assert "> **Development release" in text and f"`{tmp_path.name}`" in text
+    assert str(tmp_path) not in text
+    assert "base_model" not in metadata
+
+
+def test_thresholds_and_warnings_are_shown() -> None:
+    config = AdaptFaceConfig(thresholds={"lfw, FAR 1e-3": 0.41})
+    text, _ = _card(config, rows=[_row(warnings=["3 pairs repeat an earlier pair"])])
+    assert "| lfw, FAR 1e-3 | 0.41 |" in text
+    assert "lfw, warning: 3 pairs repeat an earlier pair." in text
+
+
+@pytest.mark.parametrize(
+    ("adaptation", "words"),
+    [
+        ({"domains": ["faces"]}, "one expert, rank 16, scaling 4,"),
+        ({}, "3 experts mixed per image by a router, rank 16, scaling 4,"),
+        ({"adaptation": "frozen"}, "a trained projection, no adapters,"),
+        ({"adaptation": "full"}, "This repository holds all of them."),
+    ],
+)
+def test_each_adaptation_is_named(adaptation: dict[str, Any], words: str) -> None:
+    assert words in _card(AdaptFaceConfig(**adaptation))[0]
+
+
+def test_what_every_card_says() -> None:
+    text = _card()[0]
+    for phrase in (
+        "Embeddings are personal data", "No presentation-attack detection", "Out of scope", "groups of people",
+        "trust_remote_code=True", "not measured", "## Licence", "## Citation",
+    ):  # fmt: skip
+        assert phrase.lower().split() and phrase.lower() in " ".join(text.lower().split()), phrase
+
+
+def test_all_settings_in_the_card_exist() -> None:
+    """A renamed setting would otherwise turn into "not stated"."""
+    settings = yaml.safe_load(TrainSettings(train_data="hf://someone/faces").to_yaml())
+    training = _card(settings=settings)[0].partition("## Training")[2].partition("## Evaluation")[0]
+    assert "not stated" not in training and "| learning rate | 0.0001 |" in training
+
+
+def test_a_placeholder_or_a_missing_number_stops_the_card() -> None:
+    with pytest.raises(ValueError, match="gap"):
+        _card(settings={"train_data": "TODO"})
+    with pytest.raises(ValueError, match="results of lfw: nan is no finite number"):
+        _card(rows=[_row(auc=float("nan"))])
+
+
+def test_the_template_and_the_builder_name_the_same_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """jinja2 renders an unknown name as nothing, and ignores a value that is not asked for."""
+    given: dict[str, Any] = {}
+    original = ModelCard.from_template
+
+    def spy(card_data: Any, **kwargs: Any) -> ModelCard:
+        given.update(kwargs)
+        return original(card_data, **kwargs)
+
+    monkeypatch.setattr(ModelCard, "from_template", spy)
+    _card()
+    template = Environment().parse(TEMPLATE.read_text(encoding="utf-8"))  # noqa: S701  (Markdown, not HTML)
+    assert meta.find_undeclared_variables(template) == {*given} - {"template_str"} | {"card_data"}
+
+
+def test_nothing_given_is_changed() -> None:
+    rows, settings = [_row()], {"train_data": "synthetic"}
+    before = copy.deepcopy((rows, settings))
+    _card(rows=rows, settings=settings)
+    assert json.dumps((rows, settings)) == json.dumps(before)

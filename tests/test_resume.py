@@ -1,0 +1,177 @@
+"""A run that was stopped and resumed equals the run that was not, bit for bit."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_accelerate
+from tests.training import assert_same_run, checkpoint_tensors, read_log, train, words, write_faces
+
+ROOT = Path(train_accelerate.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_faces(tmp_path_factory.mktemp("faces"))
+
+
+@pytest.fixture(scope="module")
+def reference(faces: Path, tiny_backbone_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(faces, tiny_backbone_dir, tmp_path_factory.mktemp("runs") / "whole")
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 6])
+def test_resume_is_bit_exact(
+    faces: Path, tiny_backbone_dir: Path, reference: Path, tmp_path: Path, stop_after: int
+) -> None:
+    """Steps 1 and 4 are in the midst of an epoch and of a log window; step 6 is due for an evaluation."""
+    run = train(faces, tiny_backbone_dir, tmp_path / "run", stop_after_steps=stop_after)
+    assert [path.name for path in (run / "checkpoints").iterdir()][-1] == f"step_{stop_after:08d}"
+    train(faces, tiny_backbone_dir, run, resume="auto")
+    assert_same_run(run, reference)
+
+
+def test_the_comparison_can_fail(faces: Path, tiny_backbone_dir: Path, reference: Path, tmp_path: Path) -> None:
+    run = train(faces, tiny_backbone_dir, tmp_path / "run", seed=1)
+    with pytest.raises(AssertionError):
+        assert_same_run(run, reference)
+
+
+def test_workers_do_not_change_the_run(faces: Path, tiny_backbone_dir: Path, reference: Path, tmp_path: Path) -> None:
+    run = train(faces, tiny_backbone_dir, tmp_path / "run", num_workers=2, stop_after_steps=4)
+    train(faces, tiny_backbone_dir, run, num_workers=2, resume="auto")
+    assert_same_run(run, reference)
+
+
+def test_checkpointed_activations_and_adaface_resume(faces: Path, tiny_backbone_dir: Path, tmp_path: Path) -> None:
+    options = {"head": "adaface", "gradient_checkpointing": "true", "randaugment_ops": 2, "epochs": 2}
+    whole = train(faces, tiny_backbone_dir, tmp_path / "whole", **options)
+    run = train(faces, tiny_backbone_dir, tmp_path / "run", stop_after_steps=2, **options)
+    train(faces, tiny_backbone_dir, run, resume="auto", **options)
+    assert "head.running_mean" in checkpoint_tensors(sorted((run / "checkpoints").iterdir())[-1])
+    assert_same_run(run, whole)
+
+
+def test_resume_after_a_kill_drops_the_lines_and_models_of_lost_steps(
+    faces: Path, tiny_backbone_dir: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process dies without a word at step 8, after the log and best/ have moved on from the checkpoint of step 3."""
+    real = train_accelerate.train_step
+    steps = 0
+
+    def dying(*arguments):
+        nonlocal steps
+        steps += 1
+        if steps == 8:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(train_accelerate, "train_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        train(faces, tiny_backbone_dir, tmp_path / "run")
+    monkeypatch.undo()
+    run = tmp_path / "run"
+    (run / "checkpoints" / "step_00000006" / "optimizer.bin").write_bytes(b"")
+    with open(run / "log.jsonl", "a", encoding="utf-8") as log:
+        log.write('{"event": "train", "st')
+    train(faces, tiny_backbone_dir, run, resume="auto")
+    assert_same_run(run, reference)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"learning_rate": 0.02}, "learning_rate: 0.01 -> 0.02"), ({"domains": "general"}, "domains"),
+     ({"epochs": 4}, "epochs: 3 -> 4")],
+)  # fmt: skip
+def test_resume_refuses_changed_settings(
+    faces: Path, tiny_backbone_dir: Path, reference: Path, change: dict, named: str, capsys: pytest.CaptureFixture
+) -> None:
+    before = checkpoint_tensors(sorted((reference / "checkpoints").iterdir())[-1])
+    with pytest.raises(SystemExit, match=named):
+        train(faces, tiny_backbone_dir, reference, resume="auto", **change)
+    after = checkpoint_tensors(sorted((reference / "checkpoints").iterdir())[-1])
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_resume_refuses_other_data(faces: Path, tiny_backbone_dir: Path, reference: Path, tmp_path: Path) -> None:
+    other = write_faces(tmp_path)
+    (other / "faces" / "id_0" / "0.png").unlink()
+    rows = (other / "faces" / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    (other / "faces" / "metadata.csv").write_text("\n".join(r for r in rows if "id_0/0.png" not in r), encoding="utf-8")
+    with pytest.raises(SystemExit, match="training data"):
+        train(other, tiny_backbone_dir, reference, resume="auto", dev_pairs=faces / "dev_pairs.csv",
+              dev_images=faces / "faces")  # fmt: skip
+
+
+def test_resuming_a_finished_run_changes_nothing(faces: Path, tiny_backbone_dir: Path, reference: Path) -> None:
+    log = read_log(reference)
+    train(faces, tiny_backbone_dir, reference, resume="auto", num_workers=1)
+    assert read_log(reference) == log
+
+
+def launch(arguments: list[str], processes: int, **popen) -> subprocess.Popen:
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return subprocess.Popen(
+        [*command, str(ROOT / "train_accelerate.py"), *arguments], cwd=ROOT, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **popen,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("head", ["cosface", "adaface"])
+def test_two_processes_resume_bit_exactly(faces: Path, tiny_backbone_dir: Path, tmp_path: Path, head: str) -> None:
+    options = {"head": head, "batch_size": 4, "num_workers": 2 if head == "adaface" else 0}
+    finish(launch(words(faces, tiny_backbone_dir, tmp_path / "whole", **options), 2))
+    finish(launch(words(faces, tiny_backbone_dir, tmp_path / "run", stop_after_steps=4, **options), 2))
+    finish(launch(words(faces, tiny_backbone_dir, tmp_path / "run", resume="auto", **options), 2))
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    with pytest.raises(SystemExit, match="processes: 2 -> 1"):
+        train(faces, tiny_backbone_dir, tmp_path / "run", resume="auto", **options)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_train_as_one_that_accumulates(faces: Path, tiny_backbone_dir: Path, tmp_path: Path) -> None:
+    """No dropout, no router losses (they are means over a micro-batch): the very same mean gradient."""
+    options = {"lora_dropout": 0, "router_dropout": 0, "balance_loss_weight": 0, "domain_loss_weight": 0, "epochs": 1,
+               "weight_decay": 0, "dev_pairs": "null", "dev_images": "null"}  # fmt: skip
+    finish(
+        launch(words(faces, tiny_backbone_dir, tmp_path / "two", batch_size=8, gradient_accumulation=1, **options), 2)
+    )
+    train(faces, tiny_backbone_dir, tmp_path / "one", batch_size=8, gradient_accumulation=2, **options)
+    two, one = (checkpoint_tensors(tmp_path / name / "checkpoints" / "step_00000003") for name in ("two", "one"))
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-5, msg=key)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot send SIGTERM")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_stops(faces: Path, tiny_backbone_dir: Path, tmp_path: Path, number: signal.Signals) -> None:
+    run = tmp_path / "run"
+    process = launch(words(faces, tiny_backbone_dir, run, epochs=2000, eval_every_epochs=2000), 1)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "saved" in line:
+            break
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, output
+    assert f"{number.name}: saving a checkpoint" in output and "go on with --resume auto" in output
+    stopped_at = int(output.split("stopped after step ")[1].split()[0])
+    assert (run / "checkpoints" / f"step_{stopped_at:08d}" / "manifest.json").is_file()
