@@ -9,8 +9,9 @@ A peer as an ONNX file:
 
     python eval_benchmarks.py --onnx peer.onnx --onnx_mean 0.5 0.5 0.5 --onnx_std 0.5 0.5 0.5 --benchmark lfw.bin
 
-Protocol: features of image and mirror image are added, then L2-normalised; accuracy over ten contiguous folds, each at the
-squared-distance threshold that is best on the other nine. Evaluation never skips an image, and stops where labels look wrong.
+Protocol: features of image and mirror image are added, then L2-normalised; accuracy over ten contiguous folds, each at
+the squared-distance threshold that is best on the other nine. Evaluation never skips an image, and stops where labels
+look wrong.
 `--model` runs the Python code of that model folder or Hub repository: name only ones you trust.
 """
 
@@ -106,18 +107,16 @@ def embedder_loaders(options: argparse.Namespace) -> list[Callable[[], Embedder]
         looks_local = folder.startswith((".", "/", "~")) or folder.count("/") > 1 or Path(folder).is_absolute()
         if looks_local and not (Path(folder) / "config.json").is_file():
             raise FileNotFoundError(f"{folder} is not a model folder: it has no config.json")
-    return [
-        *(partial(ModelEmbedder.from_pretrained, name, options.revision, options.device) for name in options.model),
-        *(
-            partial(BackboneEmbedder.from_pretrained, name, None, options.zero_shot_size, options.device)
-            for name in options.zero_shot
-        ),
-        *(partial(_same, peer) for peer in peers),
-    ]
+    device, size = options.device, options.zero_shot_size
+    loaders: list[Callable[[], Embedder]] = []
+    loaders += [partial(ModelEmbedder.from_pretrained, name, options.revision, device) for name in options.model]
+    loaders += [partial(BackboneEmbedder.from_pretrained, name, None, size, device) for name in options.zero_shot]
+    loaders += [partial(_opened, peer) for peer in peers]
+    return loaders
 
 
-def _same(embedder: Embedder) -> Embedder:
-    return embedder
+def _opened(peer: OnnxEmbedder) -> Embedder:
+    return peer
 
 
 def load_benchmarks(options: argparse.Namespace) -> list[PairSet]:

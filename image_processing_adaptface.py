@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageOps
 from transformers import BaseImageProcessor, BatchFeature
 
 # Left eye, right eye, nose, left and right corner of the mouth, as seen in the image (x, y), pixel centres at integers.
@@ -126,11 +126,6 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         elif image.mode == "F" and high <= 1:
             grey = grey * 255
         return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
-    if image.mode == "LAB":
-        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
-        assert converted is not None  # only `inPlace=True` returns None
-        return converted
     return image.convert("RGB")
 
 
@@ -170,6 +165,10 @@ def _fit_similarity(points: np.ndarray, name: str) -> tuple[complex, complex]:
         raise ValueError(
             f"{name}: the landmarks are mirrored; the order is left eye, right eye, nose, left and right corner of "
             "the mouth, left and right as seen in the image"
+        )
+    if abs(a) ** 2 * np.vdot(centred, centred).real < 0.1 * np.vdot(wanted, wanted).real:
+        raise ValueError(
+            f"{name}: the landmarks do not form a face (the template explains under a tenth of their spread)"
         )
     return complex(a), complex(target.mean() - a * source.mean())
 
@@ -237,7 +236,7 @@ class AdaptFaceImageProcessor(BaseImageProcessor):
                 RGB order or (H, W, 4) RGBA; bytes are those of an image file.
             name (`str`, *optional*): what to call the image in an error; its path by default.
         Returns:
-            `PIL.Image.Image` in mode RGB, a new one unless the input was RGB already.
+            `PIL.Image.Image` in mode RGB, always a new one.
         Raises:
             FileNotFoundError: there is no such file.
             TypeError: the input is of another type.
@@ -263,7 +262,7 @@ class AdaptFaceImageProcessor(BaseImageProcessor):
         Returns:
             `PIL.Image.Image`: RGB, 112 x 112 px; black where the photo ends.
         Raises:
-            ValueError: as for `load`; landmarks of another shape, not finite, coinciding, mirrored or off the image.
+            ValueError: as for `load`; landmarks of another shape, not finite, coinciding, mirrored, off the image or no face.
         """
         name = name or _describe(image)
         photo = self.load(image, name)
@@ -282,7 +281,7 @@ class AdaptFaceImageProcessor(BaseImageProcessor):
         square = (TEMPLATE_SIZE, TEMPLATE_SIZE)
         # Channel by channel in floats: on 8-bit pixels this filter cuts fractions off, half a grey level on average.
         channels = [
-            channel.convert("F").transform(square, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
+            np.asarray(channel.convert("F").transform(square, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC))
             for channel in photo.split()
         ]
         return Image.fromarray(np.stack(channels, axis=2).round().clip(0, 255).astype(np.uint8))
@@ -305,23 +304,25 @@ class AdaptFaceImageProcessor(BaseImageProcessor):
             ValueError: an empty list, a crop that is not square, not as many landmarks as images; or as for `load` and
                 `align`, naming the image by its index.
         """
+        points = None if landmarks is None else list(landmarks) if np.iterable(landmarks) else [landmarks]
         if isinstance(images, (list, tuple)) or (isinstance(images, np.ndarray) and images.ndim == 4):
             batch = list(images)
             names = [f"images[{i}]: {_describe(image)}" for i, image in enumerate(batch)]
         else:
             batch, names = [images], [_describe(images)]
-            if landmarks is not None and not (np.iterable(landmarks) and len(landmarks) == 1):
-                landmarks = [landmarks]
+            if points is not None and len(points) != 1:
+                points = [landmarks]
         if not batch:
             raise ValueError("images is empty; pass at least one image")
-        if landmarks is not None and (not np.iterable(landmarks) or len(landmarks) != len(batch)):
-            got = len(landmarks) if np.iterable(landmarks) else type(landmarks).__name__
-            raise ValueError(f"landmarks must be one (5, 2) array an image, {len(batch)} in all; got {got}")
+        if points is not None and len(points) != len(batch):
+            raise ValueError(f"landmarks must be one (5, 2) array an image, {len(batch)} in all; got {len(points)}")
         side = self.size["height"]
-        mean, std = np.array(self.image_mean, np.float32), np.array(self.image_std, np.float32)
+        # An 8-bit channel has 256 values: normalise those once, then look the pixels up.
+        mean, std = (np.array(x, dtype=np.float32)[:, None] for x in (self.image_mean, self.image_std))
+        table = (np.arange(256, dtype=np.float32) * np.float32(self.rescale_factor) - mean) / std  # (3, 256)
         pixel_values = np.empty((len(batch), 3, side, side), dtype=np.float32)
         for i, (image, name) in enumerate(zip(batch, names, strict=True)):
-            if landmarks is None:
+            if points is None:
                 crop = self.load(image, name)
                 if max(crop.size) > MAX_STRETCH * min(crop.size):
                     raise ValueError(
@@ -329,10 +330,10 @@ class AdaptFaceImageProcessor(BaseImageProcessor):
                         "an aligned square face crop, or the photo with its five landmarks"
                     )
             else:
-                crop = self.align(image, landmarks[i], name)
+                crop = self.align(image, points[i], name)
             resized = crop.resize((side, side), Image.Resampling(self.resample))
-            pixels = np.asarray(resized, dtype=np.float32)  # (side, side, 3)
-            pixel_values[i] = ((pixels * np.float32(self.rescale_factor) - mean) / std).transpose(2, 0, 1)
+            for channel, pixels in enumerate(resized.split()):
+                pixel_values[i, channel] = table[channel][np.asarray(pixels)]
         return BatchFeature({"pixel_values": torch.from_numpy(pixel_values)}, tensor_type=return_tensors)
 
 

@@ -50,8 +50,8 @@ def build_card(
     Args:
         config (`AdaptFaceConfig`): the model's configuration.
         counts (`dict`): its parameter counts, `AdaptFaceModel.summary()`.
-        results (`dict`, *optional*): content of `results.json`. Rows of other embedders are shown for comparison and stay
-            out of the metadata.
+        results (`dict`, *optional*): content of `results.json`. Rows of other embedders are shown for comparison and
+            stay out of the metadata.
         settings (`dict`, *optional*): content of the run's `settings.yaml`.
         name (`str`): Hub id, or name of the release folder; what the example loads.
         license_id (`str`, *optional*): Hub licence id of the weights. Default: that of the code if only synthetic faces
@@ -65,7 +65,11 @@ def build_card(
     rows = list(results["results"]) if results else []
     local, training_data = is_local(config.backbone), _training_data(settings)
     license_id = license_id or (CODE_LICENSE if training_data == SYNTHETIC else "other")
-    base = f"the base `{Path(config.backbone).name}`" if local else f"[{config.backbone}](https://huggingface.co/{config.backbone})"
+    base = (
+        f"the base `{Path(config.backbone).name}`"
+        if local
+        else f"[{config.backbone}](https://huggingface.co/{config.backbone})"
+    )
     if config.backbone_revision:
         base += f" (revision `{config.backbone_revision}`)"
     text = str(
@@ -89,7 +93,7 @@ def build_card(
             training=[
                 ("training data", _cell(training_data)),
                 ("experts", _cell(", ".join(config.domains))),
-                *((label, _cell(settings.get(key, NOT_STATED))) for key, label in _TRAINING.items()),
+                *((label, _setting(settings, key)) for key, label in _TRAINING.items()),
             ],
             evaluation=_evaluation(rows),
             thresholds=_thresholds(config),
@@ -125,7 +129,16 @@ def _metadata(
         if _is_ours(row)
         for metric, label, key in (("accuracy", "Accuracy", "accuracy"), ("roc_auc", "AUC", "auc"))
     ]
-    data = ModelCardData(
+    optional: dict[str, Any] = {}
+    if license_id == "other":
+        optional["license_name"] = "terms-of-the-training-data"
+    if not is_local(config.backbone):
+        optional["base_model"] = config.backbone
+        optional["base_model_relation"] = "finetune" if config.adaptation == "full" else "adapter"
+    source = str(settings.get("train_data", ""))
+    if source.startswith("hf://"):
+        optional["datasets"] = [source.removeprefix("hf://")]
+    return ModelCardData(
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
         license=license_id,
@@ -133,16 +146,8 @@ def _metadata(
         model_name=name,
         eval_results=evaluations or None,
         metrics=["accuracy", "roc_auc"] if evaluations else None,
+        **optional,
     )
-    if license_id == "other":
-        data.license_name = "terms-of-the-training-data"
-    if not is_local(config.backbone):
-        data.base_model = config.backbone
-        data.base_model_relation = "finetune" if config.adaptation == "full" else "adapter"
-    source = str(settings.get("train_data", ""))
-    if source.startswith("hf://"):
-        data.datasets = [source.removeprefix("hf://")]
-    return data
 
 
 def _usage(name: str, config: AdaptFaceConfig) -> str:
@@ -163,14 +168,12 @@ def _adaptation(config: AdaptFaceConfig) -> str:
     return f"{mix}, rank {config.lora_rank}, scaling {config.scaling:g},"
 
 
-def _warnings(
-    config: AdaptFaceConfig, rows: list[Mapping[str, Any]], local: bool, training_data: str
-) -> list[str]:
+def _warnings(config: AdaptFaceConfig, rows: list[Mapping[str, Any]], local: bool, training_data: str) -> list[str]:
     warnings = []
     if local and config.adaptation != "full":
         warnings.append(
-            f"Development release: its base is the local folder {Path(config.backbone).name} of the machine that made it. "
-            "It loads there and nowhere else."
+            f"Development release: its base is the local folder {Path(config.backbone).name} of the machine that made "
+            "it. It loads there and nowhere else."
         )
     if training_data == SYNTHETIC:
         warnings.append("Trained on synthetic (rendered) faces only: a demonstration, of no use on real faces.")
@@ -183,7 +186,10 @@ def _evaluation(rows: list[Mapping[str, Any]]) -> str:
     """The table of results, with the protocol of each benchmark below it."""
     if not rows:
         return f"Accuracy, AUC, EER and TAR@FAR: {NOT_MEASURED}."
-    lines = ["| benchmark | embedder | pairs | accuracy, % | AUC | EER, % | TAR@FAR, % |", "|---|---|---:|---:|---:|---:|---|"]
+    lines = [
+        "| benchmark | embedder | pairs | accuracy, % | AUC | EER, % | TAR@FAR, % |",
+        "|---|---|---:|---:|---:|---:|---|",
+    ]
     notes = []
     for row in rows:
         rates = [f"{100 * _number(r['tar'], row):.2f} @ {r['far']:g}" for r in row["tar_at_far"]]
@@ -200,23 +206,31 @@ def _evaluation(rows: list[Mapping[str, Any]]) -> str:
         protocol = "; ".join(f"{key}: {value}" for key, value in row["protocol"].items())
         notes.append(f"- {_benchmark(row)}: {protocol}.")
         notes += [f"- {_benchmark(row)}, warning: {warning}." for warning in row.get("warnings", ())]
-    lines += ["", "Accuracy is the mean over the folds ± their standard deviation. Protocols:", "", *dict.fromkeys(notes)]
+    lines += [
+        "",
+        "Accuracy is the mean over the folds ± their standard deviation. Protocols:",
+        "",
+        *dict.fromkeys(notes),
+    ]
     return "\n".join(lines)
 
 
 def _thresholds(config: AdaptFaceConfig) -> str:
     if not config.thresholds:
-        return f"{NOT_MEASURED.capitalize()}. Do not guess one: choose it on pairs of your own, at the false accept rate you can bear."
-    lines = ["| | |", "|---|---|"]
-    return "\n".join(lines + [f"| {_cell(key)} | {_cell(value)} |" for key, value in config.thresholds.items()])
+        return (
+            f"{NOT_MEASURED.capitalize()}. Do not guess one: choose it on pairs of your own, at the false accept rate "
+            "you can bear."
+        )
+    rows = [f"| {_cell(key)} | {_cell(value)} |" for key, value in config.thresholds.items()]
+    return "\n".join(["| | |", "|---|---|", *rows])
 
 
 def _licence(license_id: str, training_data: str) -> str:
     weights = f"The weights: {license_id}."
     if license_id == "other":
         weights = (
-            f"The weights follow the terms of the training data ({training_data}), which this card does not state; many "
-            "face data sets allow non-commercial research only."
+            f"The weights follow the terms of the training data ({training_data}), which this card does not state; "
+            "many face data sets allow non-commercial research only."
         )
     return f"The Python files: {CODE_LICENSE} (see `LICENSE`). {weights} The base keeps its own licence."
 
@@ -227,6 +241,12 @@ def _training_data(settings: Mapping[str, Any]) -> str:
     if not source:
         return NOT_STATED
     return source if str(source).startswith("hf://") or not is_local(str(source)) else Path(source).name
+
+
+def _setting(settings: Mapping[str, Any], key: str) -> str:
+    """A setting as a cell; null in the settings leaves the choice to the code."""
+    value = settings.get(key, NOT_STATED)
+    return "default" if value is None else _cell(value)
 
 
 def _is_ours(row: Mapping[str, Any]) -> bool:
@@ -249,4 +269,4 @@ def _slug(text: str) -> str:
 
 def _cell(value: Any) -> str:
     """Text for one cell of a Markdown table."""
-    return " ".join(str(NOT_STATED if value is None else value).split()).replace("|", "\\|")
+    return " ".join(str(value).split()).replace("|", "\\|")

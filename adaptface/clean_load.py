@@ -36,7 +36,7 @@ class Collector(logging.Handler):
 
 def main(name: str, images_file: str, embeddings_file: str) -> None:
     """Load `name`, embed the images, write the result."""
-    sys.meta_path.insert(0, ProjectBlocker())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, ProjectBlocker())
 
     import numpy as np
     import torch

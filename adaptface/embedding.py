@@ -1,7 +1,7 @@
 """Images -> embeddings, and pair lists -> verification results, for any embedder.
 
-An embedder turns images into raw feature vectors: our model, a plain backbone (zero-shot), or a peer as an ONNX file. All
-of them are compared in the same way: the features of an image and of its mirror image are added raw, then L2-normalised.
+An embedder turns images into raw feature vectors: our model, a plain backbone (zero-shot), or a peer as an ONNX file.
+All are compared in the same way: the features of an image and of its mirror image are added raw, then L2-normalised.
 """
 
 from __future__ import annotations
@@ -58,7 +58,10 @@ class Embedder(Protocol):
 
     name: str
     preprocess: Preprocess
-    device: torch.device
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
 
     def describe(self) -> dict[str, Any]:
         """Kind, name, revision and input of the embedder, JSON-ready."""
@@ -97,7 +100,8 @@ class ModelEmbedder:
     def __init__(self, model: PreTrainedModel, processor: Any, name: str = "adaptface") -> None:
         if model.config.model_type != "adaptface":  # remote code has its own class: isinstance would not tell
             raise ValueError(
-                f"{name} is a {model.config.model_type} model, not an AdaptFace model; evaluate it as a zero-shot backbone"
+                f"{name} is a {model.config.model_type} model, not an AdaptFace model; "
+                "evaluate it as a zero-shot backbone"
             )
         self.model = model
         self.preprocess = Preprocess(processor)
@@ -263,10 +267,18 @@ class OnnxEmbedder:
         return torch.from_numpy(np.concatenate(outputs)[:count]).float()
 
 
+class Images(Protocol):
+    """PIL images in order: a list, or images opened lazily that `where(i)` may name."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
 class _Pixels(Dataset[torch.Tensor]):
     """Images through an embedder's preprocessing, with errors that name the image."""
 
-    def __init__(self, images: Sequence[Any], preprocess: Preprocess) -> None:
+    def __init__(self, images: Images, preprocess: Preprocess) -> None:
         self.images = images
         self.preprocess = preprocess
 
@@ -281,14 +293,14 @@ class _Pixels(Dataset[torch.Tensor]):
             raise ValueError(f"{_where(self.images, index)}: {error}") from error
 
 
-def _where(images: Sequence[Any], index: int) -> str:
+def _where(images: Images, index: int) -> str:
     return images.where(index) if hasattr(images, "where") else f"image {index}"
 
 
 @torch.no_grad()
 def embed_images(
     embedder: Embedder,
-    images: Sequence[Any],
+    images: Images,
     batch_size: int = 64,
     flip: bool = True,
     num_workers: int = 0,
@@ -364,8 +376,8 @@ def evaluate_pairs(
             False puts a line into `warnings` instead; for the untrained model of a training run.
     Returns:
         `dict`, JSON-ready: `benchmark`, `data` ("synthetic" or "unspecified"), `protocol`, `embedder`, `images`
-        (distinct ones), `embedding_size`, the fields of [`~metrics.VerificationReport`], `domains` (per domain where the
-        list names them), `warnings`, `seconds` and `images_per_second` (of embedding).
+        (distinct ones), `embedding_size`, the fields of [`~metrics.VerificationReport`], `domains` (per domain, where
+        the list names them), `warnings`, `seconds` and `images_per_second` (of embedding).
     Raises:
         SuspectLabelsError: see `strict`.
         ValueError: see `embed_images`.

@@ -76,7 +76,7 @@ def contiguous_folds(num_pairs: int, num_folds: int = NUM_FOLDS) -> np.ndarray:
 def suspect_folds(same: np.ndarray, folds: np.ndarray) -> list[str]:
     """Say which folds are not half genuine: the sign of labels that are wrong or out of order.
 
-    A fold with an odd number of pairs may be one pair off. Every fold of the published `.bin` benchmarks is half genuine.
+    A fold with an odd number of pairs may be one pair off. Published `.bin` benchmarks have half-genuine folds.
 
     Returns:
         `list[str]`: one sentence, or none if every fold is balanced.

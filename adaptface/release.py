@@ -93,7 +93,7 @@ def stage_release(
     with _replacing(out_dir) as folder:
         model.save_pretrained(folder)
         AdaptFaceImageProcessor.from_pretrained(model_dir).save_pretrained(folder)
-        (folder / "README.md").write_text(str(card), encoding="utf-8", newline="\n")
+        (folder / "README.md").write_text(f"{card}\n", encoding="utf-8", newline="\n")
         (folder / "requirements.txt").write_text(_requirements(), encoding="utf-8", newline="\n")
         shutil.copyfile(_project_file("LICENSE"), folder / "LICENSE")
         if results:

@@ -70,7 +70,7 @@ def _processor() -> str:
 def results_table(results: Sequence[dict[str, Any]]) -> str:
     """Results as plain text, one row an embedder and benchmark, then notes and warnings.
 
-    Accuracies and rates are shown in percent. TAR@FAR is shown for the two lowest false accept rates that the set supports.
+    Accuracies and rates are in percent. TAR@FAR is shown for the two lowest false accept rates that the set supports.
     """
     header = ["embedder", "benchmark", "data", "pairs", "folds", "accuracy", "AUC", "EER", "TAR@FAR", "img/s"]
     rows = []

@@ -215,9 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def answer_json(self, body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
-        self.answer(
-            json.dumps(body).encode(), status, {"Content-Type": "application/json", **(headers or {})}
-        )
+        self.answer(json.dumps(body).encode(), status, {"Content-Type": "application/json", **(headers or {})})
 
     def find(self, match: Match) -> tuple[str, dict[str, bytes]]:
         """(commit sha, files) of the request's repository at its revision."""

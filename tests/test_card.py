@@ -117,10 +117,10 @@ def test_each_adaptation_is_named(adaptation: dict[str, Any], words: str) -> Non
 def test_what_every_card_says() -> None:
     text = _card()[0]
     for phrase in (
-        "Embeddings are personal data", "No presentation-attack detection", "Out of scope", "groups of people",
-        "trust_remote_code=True", "not measured", "## Licence", "## Citation",
+        "Embeddings are personal data", "No presentation-attack detection", "Out of scope", "## Licence", "## Citation",
+        "Error rates per group of people (skin tone, sex, age): not measured.", "trust_remote_code=True",
     ):  # fmt: skip
-        assert phrase.lower().split() and phrase.lower() in " ".join(text.lower().split()), phrase
+        assert phrase in text
 
 
 def test_all_settings_in_the_card_exist() -> None:
@@ -148,7 +148,7 @@ def test_the_template_and_the_builder_name_the_same_values(monkeypatch: pytest.M
 
     monkeypatch.setattr(ModelCard, "from_template", spy)
     _card()
-    template = Environment().parse(TEMPLATE.read_text(encoding="utf-8"))  # noqa: S701  (Markdown, not HTML)
+    template = Environment().parse(TEMPLATE.read_text(encoding="utf-8"))
     assert meta.find_undeclared_variables(template) == {*given} - {"template_str"} | {"card_data"}
 
 

@@ -95,12 +95,13 @@ def _write_faults(hub: HubServer, folder: Path, base: Path, other_base: str, out
         "base incomplete": {**publish_base("incomplete", lambda tensors: tensors.pop(key))},  # type: ignore[arg-type, return-value]
         "base damaged": {**publish_base("damaged", _set_nan(key))},
     }
-    faults = {name: broken(name) for name in [*weights, *configs, "no weights"]}
+    faults = {name: broken(name) for name in [*weights, *configs, "no weights", "no code"]}
     for name, change in weights.items():
         _edit_weights(faults[name], change)
     for name, values in configs.items():
         _edit_config(faults[name], **values)
     (faults["no weights"] / "model.safetensors").unlink()
+    (faults["no code"] / "configuration_adaptface.py").unlink()
     return faults
 
 
@@ -177,9 +178,7 @@ def world(tiny_backbone_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         online = _visit(hub, tmp, tmp / "images.npy", loads, offline=False)
         before = len(hub.requests)
         offline = _visit(hub, tmp, tmp / "images.npy", named, offline=True)
-        yield World(
-            hub, folder, tmp / "resaved", expected, expected_first, online, offline, hub.requests[before:]
-        )
+        yield World(hub, folder, tmp / "resaved", expected, expected_first, online, offline, hub.requests[before:])
 
 
 @pytest.mark.parametrize("name", ["folder", "repo"])
@@ -264,6 +263,7 @@ def test_saving_holds_adapters_and_modules_only(world: World) -> None:
         ("missing key", ["ValueError", TENSOR, "missing"]),
         ("surplus key", ["ValueError", "head.weight", "unexpected"]),
         ("other shape", ["ValueError", "projection.bias", "mismatched"]),
+        ("no code", ["configuration_adaptface.py"]),
         ("no weights", ["OSError", "model.safetensors", "no_weights"]),
         ("base at another revision", ["ValueError", BASE, "other weights"]),
         ("base revision not there", ["OSError", BASE, "0" * 40]),

@@ -250,15 +250,16 @@ def test_align_of_an_aligned_crop_is_the_crop(processor: AdaptFaceImageProcessor
 
 
 def test_align_of_a_large_face_averages_instead_of_sampling(processor: AdaptFaceImageProcessor) -> None:
-    """A checkerboard of single pixels is grey from afar; a picture enlarged ten times comes back."""
-    checks = (np.indices((1120, 1120)).sum(0) % 2 * 255).astype(np.uint8)
-    landmarks = ARCFACE_TEMPLATE * 10 + 4.5  # centre of each block of ten
-    grey = np.asarray(processor.align(checks, landmarks))
-    assert abs(grey.astype(int) - 127.5).max() <= 1
-    large = Image.fromarray(np.asarray(picture()).repeat(10, axis=0).repeat(10, axis=1))
-    assert abs(np.asarray(processor.align(large, landmarks)).astype(int) - np.asarray(picture())).max() <= 1
-    odd = processor.align(large.crop((3, 7, 1119, 1113)), landmarks - (3, 7))
-    assert abs(np.asarray(odd).astype(int) - np.asarray(picture()))[2:-2, 2:-2].mean() < 4
+    """A checkerboard of single pixels is grey from afar; a picture enlarged nine times comes back."""
+    checks = (np.indices((1008, 1008)).sum(0) % 2 * 255).astype(np.uint8)
+    landmarks = ARCFACE_TEMPLATE * 9 + 4  # each on the middle pixel of a block of nine
+    grey = np.asarray(processor.align(checks, landmarks)).astype(int)
+    assert abs(grey - 127.5).max() < 3
+    small = np.asarray(picture())
+    large = Image.fromarray(small.repeat(9, axis=0).repeat(9, axis=1))
+    assert abs(np.asarray(processor.align(large, landmarks)).astype(int) - small).mean() < 1
+    offset = processor.align(large.crop((3, 7, 1005, 1003)), landmarks - (3, 7))  # no multiple of nine
+    assert abs(np.asarray(offset).astype(int) - small)[2:-2, 2:-2].mean() < 1
 
 
 def test_outside_of_the_photo_is_black(processor: AdaptFaceImageProcessor) -> None:
@@ -346,6 +347,7 @@ def test_other_things_are_refused(processor: AdaptFaceImageProcessor, tmp_path: 
         (ARCFACE_TEMPLATE + 200, "lies outside the 112 x 112 px image"),
         (ARCFACE_TEMPLATE * [-1, 1] + [112, 0], "mirrored"),
         (ARCFACE_TEMPLATE[[1, 0, 2, 4, 3]], "mirrored"),
+        ([(56, 56), (56, 56), (100, 20), (56, 56), (56, 56)], "do not form a face"),
     ],
 )
 def test_bad_landmarks_are_refused(processor: AdaptFaceImageProcessor, landmarks: object, words: str) -> None:

@@ -39,7 +39,8 @@ def write_faces(folder: Path) -> Path:
 def words(faces: Path, base: Path, run: Path, **settings: Any) -> list[str]:
     """Command-line words of a small run: 3 epochs of 3 steps of 2 x 8 images, dropout on."""
     values = {
-        "output_dir": run, "train_data": faces / "faces", "dev_pairs": faces / "dev_pairs.csv", "dev_images": faces / "faces",
+        "output_dir": run, "train_data": faces / "faces",
+        "dev_pairs": faces / "dev_pairs.csv", "dev_images": faces / "faces",
         "backbone": base, "image_size": 28, "lora_rank": 4, "embedding_size": 16, "lora_dropout": 0.1, "scale": 16,
         "epochs": 3, "batch_size": 8, "gradient_accumulation": 2, "learning_rate": 0.01, "num_workers": 0,
         "log_every_steps": 2, "eval_every_epochs": 2, **settings,

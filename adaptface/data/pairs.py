@@ -1,8 +1,8 @@
 """Verification pair lists: CSV/TXT files with an image folder, and insightface `.bin` files.
 
-Whatever the format, a list becomes a [`PairSet`]: each distinct image once, opened when it is asked for, and two index
-arrays. A `.bin` is a pickle from a stranger. It is never unpickled: `_read_pickle` interprets the few opcodes the format
-uses, on bytes, numbers, lists and tuples, and can neither import nor call anything.
+Whatever the format, a list becomes a [`PairSet`]: each distinct image once, opened when it is asked for, and two
+index arrays. A `.bin` is a pickle from a stranger. It is never unpickled: `_read_pickle` interprets the few opcodes
+the format uses, on bytes, numbers, lists and tuples, and can neither import nor call anything.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 from PIL import Image
@@ -33,7 +33,7 @@ def _loader() -> AdaptFaceImageProcessor:
     return AdaptFaceImageProcessor()
 
 
-class PairImages(Sequence[Image.Image]):
+class PairImages:
     """The distinct images of a pair list, decoded to RGB each time one is asked for.
 
     Args:
@@ -48,7 +48,7 @@ class PairImages(Sequence[Image.Image]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: Any) -> Image.Image:
+    def __getitem__(self, index: int) -> Image.Image:
         return _loader().load(self.items[index], name=self.where(index))
 
     def where(self, index: int) -> str:
@@ -68,7 +68,7 @@ class PairSet:
         folds (`np.ndarray` of shape `(N,)`): fold number of each pair.
         protocol: how the folds came about, for reports.
         domain: domain name of each pair, where the list gives one.
-        synthetic: rendered faces (their parameters lie beside the list or its images), so that results must be called synthetic.
+        synthetic: rendered faces (their parameters lie beside the list or its images); results must be called so.
     """
 
     name: str
@@ -225,7 +225,8 @@ def _load_list(path: Path, folder: Path) -> PairSet:
     files = [folder / name for name in index]
     if missing := [str(file) for file in files if not file.is_file()]:
         raise FileNotFoundError(
-            f"{path}: {len(missing)} of {len(files)} images are missing; is {folder} the image folder?{_problems(missing)}"
+            f"{path}: {len(missing)} of {len(files)} images are missing; "
+            f"is {folder} the image folder?{_problems(missing)}"
         )
     return _pair_set(
         path,
@@ -354,7 +355,7 @@ def _read_pickle(path: Path) -> Any:
         machine = _PickleMachine(budget=len(data))
         position = 0
         try:
-            for number, (opcode, argument, offset) in enumerate(pickletools.genops(data)):
+            for number, (opcode, argument, offset) in enumerate(pickletools.genops(cast(IO[bytes], data))):
                 position = offset or 0
                 if number == _MAX_OPCODES:
                     raise ValueError(f"more than {_MAX_OPCODES} opcodes")

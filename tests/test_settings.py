@@ -1,0 +1,134 @@
+"""Settings: recipe, then command line; every mistake is named with its remedy."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from adaptface.settings import MODEL_FIELDS, TrainSettings, changed_settings, describe_settings, read_settings
+from configuration_adaptface import AdaptFaceConfig
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+
+
+def recipe(folder: Path, text: str) -> str:
+    path = folder / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_command_line_overrides_recipe_overrides_default(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "learning_rate: 1e-3\nepochs: 7\nrandaugment_magnitude: [2, 9]\n")
+    settings = read_settings([path, "--epochs", "9", "--domains=general,pose", "--router_layer", "2"])
+    assert (settings.learning_rate, settings.epochs, settings.batch_size) == (1e-3, 9, 128)
+    assert (settings.domains, settings.randaugment_magnitude, settings.router_layer) == (["general", "pose"], [2, 9], 2)
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("False", False), ("false", False)])
+def test_switches_read_their_word(text: str, value: bool) -> None:
+    assert read_settings(["--use_rslora", text]).use_rslora is value
+
+
+def test_null_and_lists_by_yaml_or_commas() -> None:
+    settings = read_settings(["--adapter_layers", "[0, 2]", "--router_layer", "null", "--trackers="])
+    assert (settings.adapter_layers, settings.router_layer, settings.trackers) == ([0, 2], None, [])
+    assert read_settings(["--adapter_layers", "0,2"]).adapter_layers == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--learning_rat", "1"], "unknown setting 'learning_rat'; did you mean 'learning_rate'?"),
+        (["--zzzz", "1"], "unknown setting 'zzzz'; --help lists all"),
+        (["--epochs", "many"], "epochs: 'many' is not a whole number"),
+        (["--epochs", "2.5"], "epochs: '2.5' is not a whole number"),
+        (["--epochs", "0"], "epochs: 0 is too small; the least is 1"),
+        (["--learning_rate", "nan"], "learning_rate: 'nan' is not a finite number"),
+        (["--learning_rate", "-1"], "learning_rate: -1.0 must be above 0"),
+        (["--flip", "1.5"], "flip: 1.5 is too large; the most is 1"),
+        (["--use_rslora", "yes"], "use_rslora: 'yes' is not true or false"),
+        (["--use_rslora"], "--use_rslora has no value"),
+        (["--head", "softmax"], "head: 'softmax' is not one of cosface, arcface, adaface"),
+        (["--trackers", "mlflow"], "trackers: 'mlflow' is not one of tensorboard, trackio, wandb"),
+        (["--domains", "a,a"], "domains: .* must name each expert once"),
+        (["--domains", "[]"], "domains: .* at least one"),
+        (["--randaugment_magnitude", "9,2"], "randaugment_magnitude: .* is no range"),
+        (["--epochs", "null"], "epochs: has no value"),
+        (["stray", "words"], "recipe stray does not exist"),
+        (["--epochs", "3", "stray"], "'stray' stands where a setting is expected"),
+        (["--frozen_dtype", "bfloat16"], "needs mixed_precision: bf16"),
+        (["--overwrite", "true", "--resume", "auto"], "overwrite: true contradicts resume"),
+    ],
+)
+def test_mistakes_are_named_with_their_remedy(words: list[str], message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        read_settings(words)
+
+
+@pytest.mark.parametrize("text", ["epochs: [1", "- epochs", "epoch: 3", "epochs: {a: 1}", "seed: true", "flip: true"])
+def test_a_wrong_recipe_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ValueError, match=r"recipe|epochs|seed|flip"):
+        read_settings([recipe(tmp_path, text)])
+
+
+def test_paths_expand_variables_or_say_which_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADAPTFACE_REAL_FACES", "/faces")
+    assert read_settings(["--train_data", "${ADAPTFACE_REAL_FACES}/train"]).train_data == "/faces/train"
+    monkeypatch.delenv("ADAPTFACE_REAL_FACES")
+    with pytest.raises(ValueError, match=r"train_data: .*environment variable ADAPTFACE_REAL_FACES, which is not set"):
+        read_settings(["--train_data", "${ADAPTFACE_REAL_FACES}/train"])
+
+
+@pytest.mark.parametrize("name", ["lfw.bin", "cfp_fp.bin", "agedb_30.bin", "calfw.bin", "CPLFW.bin", "ijbc.bin"])
+def test_no_checkpoint_is_selected_on_a_benchmark(name: str) -> None:
+    with pytest.raises(ValueError, match=r"dev_pairs: .* is a benchmark"):
+        TrainSettings(dev_pairs=f"data/{name}")
+    assert TrainSettings(dev_pairs="data/my_dev.bin").dev_pairs == "data/my_dev.bin"
+
+
+def test_the_written_settings_read_back_equal(tmp_path: Path) -> None:
+    settings = TrainSettings(learning_rate=3e-7, domains=["müde", "alt"], adapter_layers=[1, 2], margin=0.1)
+    assert read_settings([recipe(tmp_path, settings.to_yaml())]) == settings
+
+
+def test_only_what_shapes_the_run_is_held_on_resume() -> None:
+    saved = yaml.safe_load(TrainSettings().to_yaml())
+    harmless = TrainSettings(
+        output_dir="elsewhere", num_workers=1, trackers=["wandb"], keep_checkpoints=9, resume="auto"
+    )
+    assert changed_settings(saved, harmless) == []
+    assert changed_settings(saved, TrainSettings(seed=1, margin=0.2)) == ["seed: 0 -> 1", "margin: None -> 0.2"]
+
+
+def test_model_settings_are_the_configuration_with_the_same_defaults() -> None:
+    settings, config = TrainSettings(), AdaptFaceConfig(**TrainSettings().model_arguments())
+    default = AdaptFaceConfig()
+    for name in MODEL_FIELDS:
+        assert getattr(config, name) == getattr(default, name), name
+    assert AdaptFaceConfig(**dataclasses.replace(settings, domains=["one"]).model_arguments()).router_layer is None
+
+
+def test_help_documents_every_setting() -> None:
+    text = describe_settings()
+    assert all(f"--{field.name} " in text for field in dataclasses.fields(TrainSettings))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_valid_and_name_their_command(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADAPTFACE_REAL_FACES", "/faces")
+    settings = read_settings([str(path)])
+    assert settings.output_dir == f"runs/{path.stem}"
+    assert f"train_accelerate.py recipes/{path.name}" in path.read_text(encoding="utf-8")
+
+
+def test_lora_recipe_is_the_dalora_recipe_with_one_expert() -> None:
+    dalora, lora = (read_settings([str(path)]) for path in RECIPES if path.stem.startswith("casia"))
+    assert lora == dataclasses.replace(dalora, domains=["general"], output_dir=lora.output_dir)
+
+
+def test_froundation_recipe_has_the_published_numbers() -> None:
+    settings = read_settings([str(next(path for path in RECIPES if path.stem == "froundation_vits"))])
+    assert settings.batch_size * settings.gradient_accumulation == 512
+    config = AdaptFaceConfig(**settings.model_arguments())
+    assert (config.scaling, settings.margin, settings.lora_dropout, settings.gradient_clip) == (4.0, 0.30, 0.25, 5.0)

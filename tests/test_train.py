@@ -1,0 +1,255 @@
+"""The training script on a tiny model: what it learns, writes, refuses and reports."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+import train_accelerate
+from adaptface.losses import build_head
+from adaptface.settings import TrainSettings, read_settings
+from image_processing_adaptface import AdaptFaceImageProcessor
+from modeling_adaptface import AdaptFaceModel
+from tests.training import checkpoint_tensors, read_log, train, words, write_faces
+from train_accelerate import FaceTrainer, build_optimizer, prepare, start_accelerator, train_step
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_faces(tmp_path_factory.mktemp("faces"))
+
+
+@pytest.fixture(scope="module")
+def run(faces: Path, tiny_backbone_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of six epochs."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    return train(faces, tiny_backbone_dir, folder, epochs=6, trackers="tensorboard")
+
+
+@pytest.fixture
+def fresh_state():
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def test_it_learns_and_logs(run: Path) -> None:
+    log = read_log(run, "train")
+    assert log[-1]["identity_loss"] < 0.5 * log[0]["identity_loss"]
+    assert [line["step"] for line in log] == [2, 4, 6, 8, 10, 12, 14, 16, 18]
+    for line in log:
+        assert sum(line[f"usage_{name}"] for name in ("general", "pose", "age")) == pytest.approx(1, abs=1e-5)
+        weighted = line["identity_loss"] + 0.1 * line["domain_loss"] + 0.01 * line["balance_loss"]
+        assert line["loss"] == pytest.approx(weighted + 0.001 * line["router_z_loss"], rel=1e-5)
+    assert list((run / "trackers").rglob("events.out.tfevents*"))
+
+
+def test_best_is_the_best_epoch_and_both_models_load(run: Path) -> None:
+    dev = read_log(run, "dev")
+    assert [line["step"] for line in dev] == [6, 12, 18]
+    chosen = max(dev, key=lambda line: (line["accuracy"], line["auc"]))
+    assert [line for line in dev if line.get("best")][-1] == chosen
+    for name in ("best", "last"):
+        assert AdaptFaceModel.from_pretrained(run / name).dtype == torch.float32
+        assert AdaptFaceImageProcessor.from_pretrained(run / name).size["height"] == 28
+        assert not [key for key in load_file(run / name / "model.safetensors") if key.startswith(("backbone", "head"))]
+    newest = load_file(sorted((run / "checkpoints").iterdir())[-1] / "trained.safetensors")
+    last = load_file(run / "last" / "model.safetensors")
+    assert all(torch.equal(newest[f"model.{key}"], last[key]) for key in last)
+
+
+def test_settings_lie_beside_the_checkpoints(run: Path) -> None:
+    for folder in (run, *(run / "checkpoints").iterdir()):
+        settings = read_settings([str(folder / "settings.yaml")])
+        assert (settings.epochs, settings.lora_rank, settings.seed) == (6, 4, 0)
+
+
+def test_an_earlier_run_is_not_overwritten_unasked(faces: Path, tiny_backbone_dir: Path, tmp_path: Path) -> None:
+    short = {"epochs": 1, "dev_pairs": "null", "dev_images": "null"}
+    run = train(faces, tiny_backbone_dir, tmp_path / "run", **short)
+    assert not (run / "best").exists()
+    weights = (run / "last" / "model.safetensors").read_bytes()
+    with pytest.raises(SystemExit, match="holds an earlier run; add --resume auto"):
+        train(faces, tiny_backbone_dir, run, seed=1, **short)
+    assert (run / "last" / "model.safetensors").read_bytes() == weights
+    train(faces, tiny_backbone_dir, run, seed=1, overwrite="true", **short)
+    assert (run / "last" / "model.safetensors").read_bytes() != weights
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_data": "absent"}, "absent"),
+        ({"backbone": "absent/base"}, "absent/base"),
+        ({"image_size": 30}, "multiple of the base's patch size"),
+        ({"batch_size": 100}, "a step needs 200 images"),
+        ({"dev_pairs": "absent.csv"}, "absent.csv"),
+        ({"trackers": "wandb"}, "'wandb' is not installed"),
+    ],
+)
+def test_wrong_input_ends_with_one_clear_line(
+    faces: Path, tiny_backbone_dir: Path, tmp_path: Path, change: dict, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=message):
+        train(faces, tiny_backbone_dir, tmp_path / "run", **{"trackers": "", **change})
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def job_of(faces: Path, base: Path, run: Path, **settings):
+    values = read_settings(words(faces, base, run, **settings))
+    return prepare(values, start_accelerator(values), run)
+
+
+def state_of(job) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in job.trainer.state_dict().items()}
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+@pytest.mark.parametrize("head", ["cosface", "adaface"])
+def test_a_nonfinite_step_changes_nothing(
+    faces: Path, tiny_backbone_dir: Path, tmp_path: Path, fresh_state: None, poison: float, head: str
+) -> None:
+    job = job_of(faces, tiny_backbone_dir, tmp_path / "run", head=head)
+    job.trainer.train()
+    good, bad = list(job.loader)[:2], list(job.loader)[2:4]
+    bad[1]["pixel_values"][0, 0, 0, 0] = poison
+    assert train_step(job, good)["finite"]
+    before, steps = state_of(job), [entry["step"].item() for entry in job.optimizer.state.values()]
+    assert not train_step(job, bad)["finite"]
+    assert all(torch.equal(value, before[name]) for name, value in state_of(job).items() if "running" not in name)
+    assert [entry["step"].item() for entry in job.optimizer.state.values()] == steps
+    assert all(torch.isfinite(value).all() for value in state_of(job).values())
+    assert train_step(job, good)["finite"]
+    assert any(not torch.equal(value, before[name]) for name, value in state_of(job).items())
+
+
+def test_nonfinite_steps_in_a_row_stop_the_run_and_single_ones_do_not(
+    faces: Path, tiny_backbone_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = train_accelerate.send_to_device
+    calls = 0
+
+    def poisoned(batch, *arguments, **options):
+        nonlocal calls
+        calls += 1
+        if calls in (1, 5) or calls > 8:  # of two micro-batches a step: steps 1, 3, 5, 6, 7
+            batch["pixel_values"][:] = math.nan
+        return real(batch, *arguments, **options)
+
+    monkeypatch.setattr(train_accelerate, "send_to_device", poisoned)
+    with pytest.raises(FloatingPointError, match=r"3 steps in a row gave NaN or Inf .*step 7.*Lower learning_rate"):
+        train(faces, tiny_backbone_dir, tmp_path / "run", max_nonfinite_steps=3)
+    skips = [(line["step"], line["in_a_row"]) for line in read_log(tmp_path / "run", "skip")]
+    assert skips == [(1, 1), (3, 1), (5, 1), (6, 2), (7, 3)]
+    assert all(math.isfinite(line["loss"]) for line in read_log(tmp_path / "run", "train") if "loss" in line)
+    saved = checkpoint_tensors(sorted((tmp_path / "run" / "checkpoints").iterdir())[-1])
+    assert all(torch.isfinite(tensor).all() for tensor in saved.values())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"domains": ["one"]},
+        {"adaptation": "frozen"},
+        {"adaptation": "full"},
+        {"adapter_targets": "all-linear", "router_layer": 0},
+        {"domain_loss_weight": 0.0, "balance_loss_weight": 0.0, "router_z_loss_weight": 0.0},
+        {"adapter_layers": [2], "alignment_loss_weight": 1.0},
+    ],
+)
+def test_every_trained_parameter_gets_a_gradient(tiny_backbone_dir: Path, options: dict) -> None:
+    """Data parallelism waits for the gradient of every parameter; none may be left out, none frozen may get one."""
+    settings = TrainSettings(lora_rank=4, image_size=28, embedding_size=16, **options)
+    model = AdaptFaceModel.from_backbone(tiny_backbone_dir, **settings.model_arguments())
+    trainer = FaceTrainer(model, build_head("cosface", 16, 5), settings).train()
+    terms = trainer(torch.randn(4, 3, 28, 28), torch.tensor([0, 1, 2, 0]), torch.tensor([-1, -1, -1, -1]))
+    terms["loss"].backward()
+    for name, parameter in trainer.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    trained = {name for name, parameter in trainer.named_parameters() if parameter.requires_grad}
+    assert settings.adaptation == "full" or not any(name.startswith("model.backbone.") for name in trained)
+
+
+def test_biases_and_norms_do_not_decay_and_the_head_has_its_rate(tiny_backbone_dir: Path) -> None:
+    settings = TrainSettings(
+        adaptation="full", image_size=28, head_learning_rate=0.5, learning_rate=0.25, weight_decay=0.1
+    )
+    model = AdaptFaceModel.from_backbone(tiny_backbone_dir, **settings.model_arguments())
+    trainer = FaceTrainer(model, build_head("cosface", 512, 5), settings)
+    optimizer = build_optimizer(trainer, settings)
+    of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert len(of) == sum(p.requires_grad for p in trainer.parameters())
+    decay = {name: of[id(p)]["weight_decay"] for name, p in trainer.named_parameters() if p.requires_grad}
+    without = (
+        "bias",
+        "norm1.weight",
+        "norm2.weight",
+        "layernorm.weight",
+        "lambda1",
+        "cls_token",
+        "position_embeddings",
+    )
+    for name, value in decay.items():
+        assert value == (0.0 if name.endswith(without) else 0.1), name
+    assert of[id(trainer.head.weight)]["peak_lr"] == 0.5 and of[id(model.projection.weight)]["peak_lr"] == 0.25
+
+
+def test_accumulation_is_one_large_batch(
+    faces: Path, tiny_backbone_dir: Path, tmp_path: Path, fresh_state: None
+) -> None:
+    """Without what is a mean over a micro-batch (balance) or random (dropout), the gradients are those of 16 images."""
+    options = {"lora_dropout": 0, "router_dropout": 0, "balance_loss_weight": 0, "domain_loss_weight": 0}
+    updates = []
+    for size, accumulation in ((8, 2), (16, 1)):
+        AcceleratorState._reset_state(True)
+        job = job_of(faces, tiny_backbone_dir, tmp_path / f"{size}", batch_size=size, gradient_accumulation=accumulation,
+                     **options)  # fmt: skip
+        train_step(job, list(job.loader)[:accumulation])
+        updates.append(job.optimizer.state_dict()["state"])
+    for index, entry in updates[0].items():
+        torch.testing.assert_close(entry["exp_avg"], updates[1][index]["exp_avg"], rtol=1e-3, atol=1e-6)
+
+
+def test_frozen_weights_in_bfloat16_are_saved_as_float32_models(
+    faces: Path, tiny_backbone_dir: Path, tmp_path: Path
+) -> None:
+    run = train(faces, tiny_backbone_dir, tmp_path / "run", mixed_precision="bf16", epochs=2)
+    config = json.loads((run / "best" / "config.json").read_text(encoding="utf-8"))
+    assert config["dtype"] == "float32"
+    assert {value.dtype for value in load_file(run / "best" / "model.safetensors").values()} == {torch.float32}
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    assert {value.dtype for value in load_file(newest / "trained.safetensors").values()} == {torch.float32}
+
+
+def test_dry_run_reports_and_leaves_nothing(
+    faces: Path, tiny_backbone_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    train(faces, tiny_backbone_dir, tmp_path / "run", dry_run="true")
+    output = capsys.readouterr().out
+    for part in ("54 images of 6 identities", "images an identity: 9 to 9", "trainable", "images/s", "9 steps",
+                 "20 pairs", "peak memory", "expected duration on this machine 0:00:0"):  # fmt: skip
+        assert part in output, output
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_needs_no_recipe(capsys: pytest.CaptureFixture) -> None:
+    train_accelerate.main(["--help"])
+    assert "--learning_rate 0.0001: peak learning rate" in capsys.readouterr().out
+
+
+def test_a_launcher_that_starts_one_of_several_processes_is_refused(
+    monkeypatch: pytest.MonkeyPatch, fresh_state: None
+) -> None:
+    """`accelerate launch --cpu --num_processes 2` sets exactly these."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(ValueError, match="asked for several processes, but training sees 1.*--multi_gpu"):
+        start_accelerator(TrainSettings())
