@@ -167,9 +167,7 @@ def _fit_similarity(points: np.ndarray, name: str) -> tuple[complex, complex]:
             "the mouth, left and right as seen in the image"
         )
     if abs(a) ** 2 * np.vdot(centred, centred).real < 0.1 * np.vdot(wanted, wanted).real:
-        raise ValueError(
-            f"{name}: the landmarks do not form a face (the template explains under a tenth of their spread)"
-        )
+        raise ValueError(f"{name}: the landmarks do not form a face; check the detector")
     return complex(a), complex(target.mean() - a * source.mean())
 
 
@@ -262,7 +260,8 @@ class AdaptFaceImageProcessor(BaseImageProcessor):
         Returns:
             `PIL.Image.Image`: RGB, 112 x 112 px; black where the photo ends.
         Raises:
-            ValueError: as for `load`; landmarks of another shape, not finite, coinciding, mirrored, off the image or no face.
+            ValueError: as for `load`; landmarks of another shape, not finite, coinciding, mirrored, off the image,
+                or forming no face.
         """
         name = name or _describe(image)
         photo = self.load(image, name)

@@ -363,6 +363,7 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
         """
         output_loading_info = kwargs.pop("output_loading_info", False)
         hub = {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
+        kwargs["ignore_mismatched_sizes"] = True  # they are refused below, by name
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, defer_backbone=True, output_loading_info=True, **kwargs
         )
@@ -402,6 +403,7 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
             dtype=self.dtype,
             attn_implementation=config._attn_implementation,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,
             **hub,
         )

@@ -21,8 +21,9 @@ import json
 import multiprocessing
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -39,11 +40,12 @@ PARAMETERS_FILE = "synthetic.json"
 RENDERER_VERSION = 1  # a change of the pictures changes this number, so that an older set is not taken for a new one
 
 # The ArcFace template at 112 px (left eye, right eye, nose, left and right mouth corner), as complex numbers x + iy.
-TEMPLATE = np.array([38.2946 + 51.6963j, 73.5318 + 51.5014j, 56.0252 + 71.7366j, 41.5493 + 92.3655j, 70.7299 + 92.2041j])
-ORIGIN_Y = 51.6  # the eye line of the template: y = 0 of the head; one unit of the head is one pixel at 112 px
+TEMPLATE = np.array(
+    [38.2946 + 51.6963j, 73.5318 + 51.5014j, 56.0252 + 71.7366j, 41.5493 + 92.3655j, 70.7299 + 92.2041j]
+)
 YOUNG, OLD = 25.0, 80.0  # the two ages of which an image is a mix
 
-# Traits of an identity: mean and standard deviation; units are pixels of the 112 px template unless a ratio is meant.
+# Traits of an identity: mean and standard deviation. The unit of length is a pixel of the 112 px template, y = 0 the eyes.
 TRAITS: dict[str, tuple[float, float]] = {
     "head_width": (41.5, 2.4), "head_depth": (44.0, 1.5), "crown": (-60.0, 3.0), "squareness": (2.35, 0.2),
     "jaw_width": (33.0, 3.0), "jaw_corner": (36.0, 3.0), "chin_y": (60.0, 3.0), "chin_width": (14.5, 3.0),
@@ -51,7 +53,7 @@ TRAITS: dict[str, tuple[float, float]] = {
     "fullness": (0.0, 1.0), "forehead": (0.0, 1.2),
     "eye_x": (17.4, 1.25), "eye_y": (0.0, 0.8), "eye_width": (7.6, 0.8), "eye_height": (3.5, 0.65),
     "eye_tilt": (0.04, 0.09), "eye_depth": (3.6, 1.2), "lid_crease": (2.3, 0.9), "iris": (3.3, 0.25),
-    "brow_y": (-10.0, 1.5), "brow_thick": (1.9, 0.6), "brow_arch": (1.6, 1.2), "brow_tilt": (0.02, 0.10),
+    "brow_y": (-10.0, 1.5), "brow_thick": (1.9, 0.6), "brow_arch": (1.6, 1.2), "brow_tilt": (0.02, 0.06),
     "brow_in": (8.5, 1.3), "brow_out": (10.5, 1.2), "brow_ridge": (1.4, 1.1), "brow_dark": (0.75, 0.15),
     "nose_tip_y": (20.5, 1.9), "nose_height": (11.5, 2.1), "nose_bridge": (3.2, 1.4), "nose_width": (6.6, 1.2),
     "bridge_width": (4.0, 0.7), "nose_hump": (0.4, 1.1), "nose_up": (0.0, 0.9), "nose_bend": (0.0, 0.5),
@@ -63,7 +65,6 @@ TRAITS: dict[str, tuple[float, float]] = {
 SKIN = np.array([[238, 200, 180], [226, 182, 152], [205, 152, 118], [166, 114, 84], [122, 80, 58], [84, 56, 42]])
 HAIR = np.array([[22, 19, 18], [48, 34, 27], [88, 60, 40], [120, 66, 40], [168, 128, 82], [206, 178, 130]])
 IRIS = np.array([[58, 36, 24], [92, 60, 34], [104, 106, 60], [96, 128, 116], [100, 138, 172], [120, 132, 144]])
-GREY_HAIR = np.array([196, 196, 194])
 
 
 @dataclass(frozen=True)
@@ -136,12 +137,12 @@ def draw_nuisance(rng: np.random.Generator, domain: str) -> Nuisance:
         yaw=float(yaw),
         pitch=float(np.clip(rng.normal(0, 7), -16, 16)),
         roll=float(rng.normal(0, 2.5)),
-        age=float(between(60, 82) if domain == "age" else between(20, 45)),
+        age=float(between(60, 82) if domain == "age" else between(20, 40)),
         light_azimuth=float(between(-80, 80)),
         light_elevation=float(between(-15, 65)),
-        light_strength=float(between(0.1, 0.95)),
+        light_strength=float(between(0.1, 0.85)),
         warmth=float(np.clip(rng.normal(0, 0.5), -1, 1)),
-        exposure=float(np.exp(between(-0.55, 0.35))),
+        exposure=float(np.exp(between(-0.4, 0.35))),
         smile=float(max(0.0, between(-0.6, 1))),
         mouth_open=float(max(0.0, between(-1.2, 1))),
         glasses=int(rng.choice(3, p=[0.8, 0.1, 0.1])),
@@ -151,14 +152,14 @@ def draw_nuisance(rng: np.random.Generator, domain: str) -> Nuisance:
         blur=float(max(0.0, between(-0.6, 1.1))),
         low_resolution=float(max(1.0, between(-0.5, 2.6))),
         noise=float(between(0, 7)),
-        jpeg=int(rng.integers(35, 95)) if between() < 0.6 else 0,
+        jpeg=int(rng.integers(50, 95)) if between() < 0.6 else 0,
         seed=int(rng.integers(2**31)),
     )
 
 
 @dataclass(frozen=True)
 class _Surface:
-    """A head: `points` (R, C, 3) x right, y down, z to the camera; `colour` (R, C, 3) linear; `gloss` (R, C)."""
+    """A head: `points` (3, R, C) x right, y down, z to the camera; `colour` (3, R, C) linear; `gloss` (R, C)."""
 
     points: np.ndarray
     colour: np.ndarray
@@ -173,7 +174,7 @@ class _Head:
     ageing: _Surface
     angles: np.ndarray  # (C,) angle of each column around the head, radians, 0 in front
     landmarks: np.ndarray  # (5, 3) in the order of TEMPLATE
-    smile: np.ndarray  # (R, C, 3) movement of the points at smile = 1
+    smile: np.ndarray  # (3, R, C) movement of the points at smile = 1
     open: np.ndarray  # (R, C) movement of y at mouth_open = 1
     inside: np.ndarray  # (R, C) 1 between the lips
     traits: dict[str, float]
@@ -201,13 +202,19 @@ def _noise(rng: np.random.Generator, cells: tuple[int, int], shape: tuple[int, i
 
 def _curve(ys: np.ndarray, width: float, knots: Sequence[float], values: Sequence[float]) -> np.ndarray:
     """The broken line through `knots` and `values` at `ys`, rounded over +-`width`."""
-    return np.mean([np.interp(ys + shift, knots, values) for shift in np.linspace(-width, width, 7)], axis=0)
+    shifts = np.linspace(-width, width, 7)
+    return np.mean([np.interp(ys + shift, knots, values) for shift in shifts], axis=0).astype(np.float32)
 
 
 def _palette(colours: np.ndarray, position: float) -> np.ndarray:
-    """Linear colour (3,) at `position` 0..1 along a list of 8-bit colours; light is the square of what is shown."""
+    """Linear colour (3, 1, 1) at `position` 0..1 along a list of 8-bit colours; light is the square of what is shown."""
     steps = np.linspace(0, 1, len(colours))
-    return np.array([np.interp(position, steps, colours[:, c]) for c in range(3)], np.float32) ** 2 / 255**2
+    return _colour(*(np.interp(position, steps, colours[:, c]) for c in range(3)))
+
+
+def _colour(red: float, green: float, blue: float) -> np.ndarray:
+    """Linear colour (3, 1, 1) of 8-bit values."""
+    return np.array([red, green, blue], np.float32).reshape(3, 1, 1) ** 2 / 255**2
 
 
 def draw_traits(identity_seed: int) -> dict[str, float]:
@@ -264,7 +271,9 @@ def _surface(t: dict[str, float], seed: int, ys: np.ndarray, angles: np.ndarray,
     dome = np.sqrt(np.clip(1 - top**2.6, 0.0004, 1))
     width = (t["head_width"] + 0.6 * t["fullness"]) * np.where(ys < 0, dome, jaw)
     under = np.clip((ys - t["chin_y"] + 4) / 7, 0, 1)
-    depth = (t["head_depth"] + t["forehead"] * np.clip(-ys / 30, 0, 1)) * np.where(ys < 0, dome**0.8, 1 - 0.55 * under**2)
+    depth = (t["head_depth"] + t["forehead"] * np.clip(-ys / 30, 0, 1)) * np.where(
+        ys < 0, dome**0.8, 1 - 0.55 * under**2
+    )
     power = t["squareness"]
     across = np.abs(sin) ** power, np.abs(cos) ** power
     face = (across[0] / width[:, None] ** power + across[1] / depth[:, None] ** power) ** (-1 / power)
@@ -277,10 +286,10 @@ def _surface(t: dict[str, float], seed: int, ys: np.ndarray, angles: np.ndarray,
     # Hair: above the hair line, thicker than the skin; long hair falls beside the face.
     strands = _noise(rng, (7, 75), shape)
     front = t["hair_front"] + 13 * t["fringe"] - 25 * t["bald"] - 5 * aged * t["male"]
-    line = np.interp(
-        side[0], [0.0, 0.12, 0.55, 0.95, 1.15, 1.32, 1.5, 1.75, 1.95],
+    line = _curve(
+        side[0], 0.0, [0.0, 0.12, 0.55, 0.95, 1.15, 1.3, 1.42, 1.78, 1.86, 2.0],
         [front + t["widow_peak"], front, front + 0.1 * t["temple"] + 3 * t["fringe"], front + t["temple"] + 6 * t["fringe"],
-         -14 - 6 * t["bald"], 2 + 0.4 * t["temple"], -2, 28, 36],
+         -14 - 6 * t["bald"], 2 + 0.4 * t["temple"], -5, -4, 26, 36],
     )  # fmt: skip
     line = line + 5 * t["hair_part"] * angles + 0.7 * strands * (0.6 + t["fringe"])
     hair = _step((line - y) / 2.5)
@@ -305,7 +314,9 @@ def _surface(t: dict[str, float], seed: int, ys: np.ndarray, angles: np.ndarray,
         [0.3, t["nose_bridge"], t["nose_bridge"] + 2 + t["nose_hump"], t["nose_height"] - 2.2 + 0.5 * t["nose_hump"],
          t["nose_height"], t["nose_height"] - 1.5, 2.0, 0],
     )  # fmt: skip
-    ridge_width = np.interp(ys, [-8, 2, tip - 6, tip, tip + 6], [6, *[t["bridge_width"]] * 2, 0.72 * t["nose_width"], 6])
+    ridge_width = _curve(
+        ys, 0.0, [-8, 2, tip - 6, tip, tip + 6], [6, *[t["bridge_width"]] * 2, 0.72 * t["nose_width"], 6]
+    )
     nose_x = x - t["nose_bend"] * np.clip((y + 5) / 20, 0, 1.2)
     wings = _bump((np.abs(nose_x) - 0.92 * t["nose_width"]) / 2.6, (y - tip - 1.5) / 3.2)
     mouth = y - mouth_y - t["mouth_tilt"] * x + t["mouth_curve"] * ((x / mouth_w) ** 2 - 0.3)
@@ -336,7 +347,7 @@ def _surface(t: dict[str, float], seed: int, ys: np.ndarray, angles: np.ndarray,
         + 2.2 * aged * sag
         - 0.9 * aged * wrinkles
     ) * (front_only * bare)
-    points = np.stack(np.broadcast_arrays(x, y, radius * cos + relief), -1).astype(np.float32)
+    points = np.stack(np.broadcast_arrays(x, y, radius * cos + relief)).astype(np.float32)
 
     # Colour of the skin.
     base = _palette(SKIN, t["skin"])
@@ -344,7 +355,10 @@ def _surface(t: dict[str, float], seed: int, ys: np.ndarray, angles: np.ndarray,
     blotch = np.clip(_noise(rng, (26, 34), shape) - 1.0, 0, 1)
     freckle = np.clip(_noise(rng, (60, 80), shape) - 0.5, 0, 1) * _bump(ax / 26, (y - 12) / 13)
     red = t["redness"] * (
-        _bump((ax - 22) / 9, (y - 18) / 9) + 0.8 * _bump(nose_x / 6, (y - tip) / 5) + ear + 0.3 * _bump(x / 9, (y - 54) / 6)
+        _bump((ax - 22) / 9, (y - 18) / 9)
+        + 0.8 * _bump(nose_x / 6, (y - tip) / 5)
+        + ear
+        + 0.3 * _bump(x / 9, (y - 54) / 6)
     )
     dark = (
         0.28 * t["under_eye"] * (1 + aged) * _bump((ax - eye_x + 1.5) / 6.5, (y - eye_y - 5.5) / 2.6)
@@ -359,37 +373,44 @@ def _surface(t: dict[str, float], seed: int, ys: np.ndarray, angles: np.ndarray,
         + (0.35 * t["freckles"]) * freckle
         + 0.30 * aged * blotch
     )
-    for place in rng.uniform([-30, -28], [30, 55], size=(5, 2))[: rng.integers(0, 6)]:
-        dark = dark + 0.75 * _bump((x - place[0]) / 1.1, (y - place[1]) / 1.1) * front_only
-    shade = (np.clip(1 - dark, 0.15, 1) * tone)[..., None]
-    blush = np.array([0.10, -0.22, -0.20], np.float32)
-    colour = base * (1 - 0.08 * aged) * shade * (1 + red[..., None] * blush)
+    for place in rng.uniform([-30, -28], [30, 55], size=(4, 2))[: rng.integers(0, 5)]:
+        dark = dark + 0.75 * _bump((x - float(place[0])) / 1.1, (y - float(place[1])) / 1.1) * front_only
+    blush = np.array([0.10, -0.22, -0.20], np.float32).reshape(3, 1, 1)
+    colour = base * (1 - 0.08 * aged) * (np.clip(1 - dark, 0.15, 1) * tone) * (1 + red * blush)
 
-    def paint(mask: np.ndarray, new: np.ndarray) -> None:
+    def paint(mask: np.ndarray, new: np.ndarray | float) -> None:
         nonlocal colour
-        colour += np.clip(mask, 0, 1)[..., None] * (new - colour)
+        colour += np.clip(mask, 0, 1) * (new - colour)
 
     # Beard, lips, nostrils, brows, eyes, hair, in this order.
     hair_colour = _palette(HAIR, t["hair"])
-    hair_colour = hair_colour + aged * 0.75 * (GREY_HAIR.astype(np.float32) ** 2 / 255**2 - hair_colour)
+    hair_colour = hair_colour + aged * 0.75 * (_colour(196, 196, 194) - hair_colour)
     bristle = _noise(rng, (90, 110), shape)
     jaw_line = _step((y - mouth_y + 16 - 0.9 * np.clip(ax - 8, 0, 26)) / 8) if t["beard"] else np.zeros(shape)
     beard = t["beard"] * jaw_line * _step((ax - 0.9 * mouth_w + 2 * np.clip(y - mouth_y - 6, 0, 8)) / 5)
     beard = beard * _step((t["chin_y"] + 6 - y) / 6)
-    moustache = t["moustache"] * _step((y - tip - 6.5) / 2) * _step((mouth_w + 2 - ax) / 4) * _step((mouth_y - upper - y) / 1.5)
+    moustache = (
+        t["moustache"] * _step((y - tip - 6.5) / 2) * _step((mouth_w + 2 - ax) / 4) * _step((mouth_y - upper - y) / 1.5)
+    )
     paint((np.maximum(beard, moustache)) * (0.75 + 0.35 * bristle) * front_only, 0.85 * hair_colour)
     lips = _step((mouth + upper) / 0.9) * _step((lower - mouth) / 0.9) * _step((mouth_w - ax) / 1.2) * front_only
-    lip_colour = base * np.array([0.92, 0.50, 0.52], np.float32) ** (0.4 + t["lip_red"])
-    paint(0.85 * lips, lip_colour * (0.82 + 0.18 * _step(mouth / 1.5)[..., None]))
+    lip_colour = base * np.array([0.92, 0.50, 0.52], np.float32).reshape(3, 1, 1) ** (0.4 + t["lip_red"])
+    paint(0.85 * lips, lip_colour * (0.82 + 0.18 * _step(mouth / 1.5)))
     paint(0.85 * _bump(mouth / 0.75) * _step((mouth_w + 0.5 - ax) / 2) * front_only, 0.12 * lip_colour)
     paint(0.85 * _bump((np.abs(nose_x) - 0.5 * t["nose_width"]) / 1.7, (y - tip - 5) / 1.25) * front_only, 0.08 * base)
     paint(0.3 * _bump((np.abs(nose_x) - 1.25 * t["nose_width"]) / 1.0, (y - tip - 2) / 3.2) * front_only, 0.3 * base)
 
     out = ax - eye_x  # from the middle of the eye outwards
     brow_place = np.clip((out + t["brow_in"]) / (t["brow_in"] + t["brow_out"]), 0, 1)
-    brow_line = t["brow_y"] + 0.8 * aged - t["brow_tilt"] * out * 4 - t["brow_arch"] * (1 - ((brow_place - 0.62) / 0.5) ** 2)
+    brow_line = (
+        t["brow_y"] + 0.8 * aged - t["brow_tilt"] * out * 4 - t["brow_arch"] * (1 - ((brow_place - 0.62) / 0.5) ** 2)
+    )
     brow_half = t["brow_thick"] * (1.05 - 0.75 * brow_place**2)
-    brow = _step((brow_half - np.abs(y - brow_line)) / 1.3) * _step((out + t["brow_in"]) / 2) * _step((t["brow_out"] - out) / 2)
+    brow = (
+        _step((brow_half - np.abs(y - brow_line)) / 1.3)
+        * _step((out + t["brow_in"]) / 2)
+        * _step((t["brow_out"] - out) / 2)
+    )
     paint(t["brow_dark"] * brow * (0.85 + 0.3 * bristle) * front_only * bare, 0.55 * hair_colour)
 
     eye_w, eye_h = t["eye_width"], t["eye_height"] * (1 - 0.18 * aged)
@@ -397,22 +418,30 @@ def _surface(t: dict[str, float], seed: int, ys: np.ndarray, angles: np.ndarray,
     opening = np.clip(1 - (out / eye_w) ** 2, 0, 1)
     lid_upper = -1.1 * eye_h * opening**0.75
     lid_lower = 0.75 * eye_h * opening
-    eye = _step((down - lid_upper) / 0.8) * _step((lid_lower - down) / 0.8) * _step((eye_w - np.abs(out)) / 1) * front_only
+    eye = (
+        _step((down - lid_upper) / 0.8)
+        * _step((lid_lower - down) / 0.8)
+        * _step((eye_w - np.abs(out)) / 1)
+        * front_only
+    )
     disc = np.sqrt(out**2 + (down + 0.12 * eye_h) ** 2)
-    white = np.array([0.62, 0.58, 0.55], np.float32) * (1 - 0.35 * _bump((down - lid_upper) / 1.3))[..., None]
-    paint(0.4 * _bump((down - lid_upper + t["lid_crease"]) / 0.75) * _step((eye_w + 1 - np.abs(out)) / 3) * front_only, 0.35 * base)
+    white = _colour(200, 194, 189) * (1 - 0.35 * _bump((down - lid_upper) / 1.3))
+    paint(
+        0.4 * _bump((down - lid_upper + t["lid_crease"]) / 0.75) * _step((eye_w + 1 - np.abs(out)) / 3) * front_only,
+        0.35 * base,
+    )
     paint(eye, white)
     paint(eye * _step((t["iris"] - disc) / 0.9), _palette(IRIS, t["iris_colour"]))
-    paint(eye * 0.6 * _bump((disc - t["iris"]) / 0.6), np.zeros(3, np.float32))
-    paint(eye * _step((1.45 - disc) / 0.9), np.full(3, 0.004, np.float32))
-    paint(eye * _bump((x - np.sign(x) * eye_x + 1.0) / 0.7, (down + 1.5) / 0.7), np.full(3, 0.9, np.float32))
+    paint(eye * 0.6 * _bump((disc - t["iris"]) / 0.6), 0.0)
+    paint(eye * _step((1.45 - disc) / 0.9), 0.004)
+    paint(eye * _bump((x - np.sign(x) * eye_x + 1.0) / 0.7, (down + 1.5) / 0.7), 0.9)
     lash = _bump((down - lid_upper) / (0.75 + 0.25 * (1 - t["male"]))) * _step((eye_w + 0.8 - np.abs(out)) / 1.5)
-    paint((0.85 * lash + 0.35 * _bump((down - lid_lower) / 0.6) * (opening > 0)) * front_only, np.full(3, 0.012, np.float32))
+    paint((0.85 * lash + 0.35 * _bump((down - lid_lower) / 0.6) * (opening > 0)) * front_only, 0.012)
 
-    locks = np.clip(1 + 0.28 * strands + 0.12 * bristle, 0.3, 2)[..., None]
+    locks = np.clip(1 + 0.28 * strands + 0.12 * bristle, 0.3, 2)
     paint(hair * (1 - 0.25 * t["bald"]), hair_colour * locks)
     gloss = 0.10 * (1 - 0.5 * aged) * bare + 0.05 * hair + 0.1 * lips
-    return _Surface(points, colour.astype(np.float32), gloss.astype(np.float32))
+    return _Surface(points, colour, gloss)
 
 
 @lru_cache(maxsize=4)
@@ -420,31 +449,36 @@ def _head(identity_seed: int, size: int) -> _Head:
     t = draw_traits(identity_seed)
     rows, columns = round(1.25 * size), round(1.35 * size)
     between_lips = t["mouth_y"] + np.linspace(-0.7, 0.7, 8)  # so that an open mouth has something to show
-    ys = np.sort(np.concatenate([np.linspace(t["crown"], 80, rows), between_lips]))
+    ys = np.sort(np.concatenate([np.linspace(t["crown"], 80, rows), between_lips])).astype(np.float32)
     spread = np.linspace(-1, 1, columns)
-    angles = (0.5 * spread + 0.5 * spread**3) * np.radians(165)  # denser in front
+    angles = ((0.5 * spread + 0.5 * spread**3) * np.radians(165)).astype(np.float32)  # denser in front
     young, aged = (_surface(t, identity_seed, ys, angles, old) for old in (False, True))
     ageing = _Surface(aged.points - young.points, aged.colour - young.colour, aged.gloss - young.gloss)
 
-    x, y = young.points[..., 0], young.points[..., 1]
+    x, y, _ = young.points
     ax = np.abs(x)
     front = np.clip(np.cos(angles) * 2, 0, 1)[None, :]
     mouth_y, mouth_w = t["mouth_y"], t["mouth_width"]
     corner = _bump((ax - mouth_w) / 6, (y - mouth_y) / 6) * front
     mouth_area = _bump(x / (1.3 * mouth_w), (y - mouth_y) / 8) * front
     cheek = _bump((ax - 20) / 8, (y - 20) / 8) * front
-    smile = np.stack([np.sign(x) * 2.6 * corner, -3.2 * corner + 0.8 * mouth_area - 1.2 * cheek, 1.8 * cheek - corner], -1)
+    smile = np.stack([np.sign(x) * 2.6 * corner, -3.2 * corner + 0.8 * mouth_area - 1.2 * cheek, 1.8 * cheek - corner])
     gape = np.clip(1 - (x / (mouth_w - 0.5)) ** 2, 0, 1) ** 0.6
     fall = np.clip((y - mouth_y) / 1.2 + 0.5, 0, 1)
     jaw = 0.75 * np.clip((y - mouth_y - 4) / 12, 0, 1)
     opening = 9.0 * front * fall * (gape * (1 - jaw) + jaw * _step((60 - ax) / 60)) * np.clip((95 - y) / 30, 0, 1)
     inside = _step((0.9 - np.abs(y - mouth_y)) / 0.3) * _step((mouth_w - 1 - ax) / 2) * front
 
-    spots = [(-t["eye_x"], t["eye_y"]), (t["eye_x"], t["eye_y"]), (0.0, t["nose_tip_y"]), (-mouth_w, mouth_y), (mouth_w, mouth_y)]
+    spots = [
+        (-t["eye_x"], t["eye_y"]),
+        (t["eye_x"], t["eye_y"]),
+        (0.0, t["nose_tip_y"]),
+        (-mouth_w, mouth_y),
+        (mouth_w, mouth_y),
+    ]
     places = [np.unravel_index(np.argmin((x - a) ** 2 + (y - b) ** 2 + 1e4 * (front == 0)), x.shape) for a, b in spots]
-    landmarks = np.array([young.points[place] for place in places])
-    return _Head(young, ageing, angles, landmarks, smile.astype(np.float32), opening.astype(np.float32),
-                 inside.astype(np.float32), t)  # fmt: skip
+    landmarks = np.array([young.points[:, row, column] for row, column in places])
+    return _Head(young, ageing, angles, landmarks, smile, opening, inside, t)
 
 
 def _hide(position: np.ndarray, start: int) -> np.ndarray:
@@ -461,10 +495,10 @@ def _resample(position: np.ndarray, values: np.ndarray, targets: np.ndarray) -> 
 
     Args:
         position (`np.ndarray` of shape `(R, C)`): places of the samples, not falling along a row.
-        values (`np.ndarray` of shape `(R, C, F)`): what to interpolate.
+        values (`np.ndarray` of shape `(F, R, C)`): what to interpolate.
         targets (`np.ndarray` of shape `(T,)`): places wanted.
     Returns:
-        values of shape `(R, T, F)`, and the share of each target that the row covers, `(R, T)`.
+        values of shape `(F, R, T)`, and the share of each target that the row covers, `(R, T)`.
     """
     rows, columns = position.shape
     first, last = position[:, :1], position[:, -1:]
@@ -473,49 +507,51 @@ def _resample(position: np.ndarray, values: np.ndarray, targets: np.ndarray) -> 
     apart = np.arange(rows)[:, None] * 1000.0  # one long rising axis, so that one call serves all rows
     wanted = np.clip(targets, first, last) + apart
     index = np.interp(wanted.ravel(), (position + apart).ravel(), np.arange(rows * columns, dtype=np.float64))
-    low = np.minimum(index.astype(np.int64), rows * columns - 2)
-    flat = values.reshape(rows * columns, -1)
-    share = (index - low).astype(np.float32)[:, None]
-    below = flat[low]
-    mixed = below + share * (flat[low + 1] - below)
-    return mixed.reshape(rows, len(targets), -1), cover.astype(np.float32)
+    low = np.minimum(index.astype(np.intp), rows * columns - 2)
+    share = (index - low).astype(np.float32)
+    flat = values.reshape(len(values), -1)
+    mixed = flat.take(low, axis=1)
+    mixed += share * (flat.take(low + 1, axis=1) - mixed)
+    return mixed.reshape(len(values), rows, len(targets)), cover.astype(np.float32)
 
 
 def _lit(points: np.ndarray, colour: np.ndarray, gloss: np.ndarray, angles: np.ndarray, n: Nuisance) -> np.ndarray:
-    """Colour (R, C, 3) of the surface under the light: Lambert and a little Blinn, with cast shadows within a row."""
+    """Colour (3, R, C) of the surface under the light: Lambert and a little Blinn, with cast shadows within a row."""
     azimuth, elevation, pitch, yaw = np.radians([n.light_azimuth, n.light_elevation, n.pitch, n.yaw])
     light = np.array([np.sin(azimuth) * np.cos(elevation), -np.sin(elevation), np.cos(azimuth) * np.cos(elevation)])
     turn = _turn(yaw, pitch)
-    light, viewer = turn.T @ light, turn.T @ np.array([0.0, 0.0, 1.0])
+    light, viewer = turn.T @ light, turn.T @ np.array([0.0, 0.0, 1.0])  # from the camera's frame to the head's
+    half = (light + viewer) / np.linalg.norm(light + viewer)
 
-    along = np.empty_like(points)
-    along[:, 1:-1] = points[:, 2:] - points[:, :-2]
-    along[:, 0], along[:, -1] = along[:, 1], along[:, -2]
-    down = np.empty_like(points)
-    down[1:-1] = points[2:] - points[:-2]
-    down[0], down[-1] = down[1], down[-2]
-    ax, ay, az = along[..., 0], along[..., 1], along[..., 2]
-    dx, dy, dz = down[..., 0], down[..., 1], down[..., 2]
+    (ax, ay, az), (dx, dy, dz) = _slope(points, 2), _slope(points, 1)
     nx, ny, nz = ay * dz - az * dy, az * dx - ax * dz, ax * dy - ay * dx
     inverse = 1 / np.sqrt(nx * nx + ny * ny + nz * nz + 1e-6)
 
     around = float(np.arctan2(light[0], light[2]))
-    across = points[..., 0] * np.float32(np.cos(around)) - points[..., 2] * np.float32(np.sin(around))
-    start = int(np.clip(np.searchsorted(angles, around), 1, len(angles) - 2))
-    open_sky = 1 - np.clip(np.abs(_hide(across, start) - across) / 2.0, 0, 1)
+    across = points[0] * np.float32(np.cos(around)) - points[2] * np.float32(np.sin(around))
+    lit_share = 1 - np.minimum(np.abs(_hide(across, _nearest(angles, around)) - across) / 2, 1)
 
-    half = (light + viewer) / np.linalg.norm(light + viewer)
-    l32, h32 = light.astype(np.float32), half.astype(np.float32)
-    lambert = np.maximum((nx * l32[0] + ny * l32[1] + nz * l32[2]) * inverse, 0) * open_sky
-    shine = np.maximum((nx * h32[0] + ny * h32[1] + nz * h32[2]) * inverse, 0) ** 2
-    shine = shine * shine
-    shine = shine * shine
-    shine = shine * shine * open_sky * gloss
-    ambient = (1 - n.light_strength) * (0.85 - 0.25 * ny * inverse) + 0.06
-    tint = np.array([1 + 0.14 * n.warmth, 1.0, 1 - 0.22 * n.warmth], np.float32)
-    strength = np.float32(1.5 * n.light_strength)
-    light_map = ambient[..., None] + (strength * lambert)[..., None] * tint
-    return (colour * light_map + (strength * shine)[..., None] * tint) * np.float32(n.exposure)
+    (lx, ly, lz), (hx, hy, hz) = light.astype(np.float32), half.astype(np.float32)
+    lambert = np.maximum((nx * lx + ny * ly + nz * lz) * inverse, 0) * lit_share
+    shine = np.maximum((nx * hx + ny * hy + nz * hz) * inverse, 0)
+    for _ in range(4):
+        shine *= shine  # to the power of 16
+    ambient = (1 - n.light_strength) * (0.85 - 0.25 * ny * inverse) + 0.10
+    tint = np.array([1 + 0.14 * n.warmth, 1.0, 1 - 0.22 * n.warmth], np.float32).reshape(3, 1, 1)
+    directed = np.float32(1.5 * n.light_strength) * tint
+    return (colour * (ambient + directed * lambert) + directed * (shine * lit_share * gloss)) * np.float32(n.exposure)
+
+
+def _slope(points: np.ndarray, axis: int) -> np.ndarray:
+    """Differences of neighbours along an axis of (3, R, C), the outermost repeated; their length does not matter."""
+    inner = np.diff(points, axis=axis)
+    first, last = inner.take([0], axis), inner.take([-1], axis)
+    return np.concatenate([first, inner], axis) + np.concatenate([inner, last], axis)
+
+
+def _nearest(angles: np.ndarray, angle: float) -> int:
+    """The column that looks towards `angle`, kept off the ends."""
+    return int(np.clip(np.searchsorted(angles, angle), 1, len(angles) - 2))
 
 
 def _turn(yaw: float, pitch: float) -> np.ndarray:
@@ -527,12 +563,15 @@ def _turn(yaw: float, pitch: float) -> np.ndarray:
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
     """Linear colours (size, size, 3): soft patches and a few hard-edged ones."""
     cells = int(rng.integers(2, 7))
-    soft = rng.uniform(0, 0.8, (cells, cells, 3)) * rng.uniform(0.15, 1.0)
-    picture = Image.fromarray((255 * np.sqrt(soft)).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
+    grey = rng.uniform(0.02, 0.8, (cells, cells, 1))
+    soft = grey * rng.uniform(0.6, 1.4, 3) * rng.uniform(0.75, 1.25, (cells, cells, 3))
+    picture = Image.fromarray((255 * np.sqrt(np.minimum(soft, 1))).astype(np.uint8)).resize(
+        (size, size), Image.Resampling.BICUBIC
+    )
     draw = ImageDraw.Draw(picture)
     for _ in range(int(rng.integers(0, 4))):
         x, y, w, h = rng.uniform([-0.2, -0.2, 0.1, 0.1], [1, 1, 0.6, 1.2]) * size
-        red, green, blue = (int(c) for c in rng.integers(10, 230, 3))
+        red, green, blue = (int(c) for c in rng.integers(20, 180) + rng.integers(0, 50, 3))
         draw.rectangle((x, y, x + w, y + h), fill=(red, green, blue))
     return np.square(np.asarray(picture, np.float32) / 255)
 
@@ -565,13 +604,12 @@ def render(identity_seed: int, nuisance: Nuisance, size: int = 112) -> np.ndarra
     if n.smile > 0:
         points += np.float32(n.smile) * head.smile
     if n.mouth_open > 0:
-        teeth = np.array([0.55, 0.5, 0.45], np.float32)
-        height = (points[..., 1] - head.traits["mouth_y"])[..., None]
-        mouth = np.where(height < -0.05, teeth, teeth * np.array([0.1, 0.04, 0.04], np.float32))
-        colour += (np.float32(min(1.0, 3 * n.mouth_open)) * head.inside)[..., None] * (mouth - colour)
-        points[..., 1] += np.float32(n.mouth_open) * head.open
+        teeth = _colour(190, 182, 172)
+        mouth = np.where(points[1] < head.traits["mouth_y"] - 0.05, teeth, teeth * _colour(80, 50, 50))
+        colour += (np.float32(min(1.0, 3 * n.mouth_open)) * head.inside) * (mouth - colour)
+        points[1] += np.float32(n.mouth_open) * head.open
     if n.glasses:
-        colour = _with_glasses(colour, points, head.traits, n)
+        _put_on_glasses(colour, points, head.traits, n)
     lit = _lit(points, colour, gloss, head.angles, n)
 
     # Alignment: the similarity that brings the turned landmarks nearest to the template, and its error.
@@ -591,19 +629,17 @@ def render(identity_seed: int, nuisance: Nuisance, size: int = 112) -> np.ndarra
     grid = (np.arange(canvas) + 0.5 - canvas / 2) / (unit * zoom)
 
     # Projection: places along the rows first, where what is behind (the far cheek) hides; then along the columns.
-    turn32 = turn.astype(np.float32)
-    across = points[..., 0] * turn32[0, 0] + points[..., 2] * turn32[0, 2]
-    height = points @ turn32[1]
-    start = int(np.clip(np.searchsorted(head.angles, -yaw), 1, len(head.angles) - 2))
-    fields = np.concatenate([lit, height[..., None]], axis=-1)  # (R, C, 4)
-    fields, cover = _resample(_hide(across, start), fields, grid + centre.real)  # (R, X, 4)
-    columns = np.ascontiguousarray(np.concatenate([fields, cover[..., None]], -1).transpose(1, 0, 2))  # (X, R, 5)
-    middle_row = len(head.inside) // 2
-    picture, inside = _resample(_hide(columns[..., 3], middle_row), columns, grid + centre.imag)  # (X, Y, 5)
-    alpha = (picture[..., 4] * inside)[..., None]
-    behind = _background(rng, canvas)
-    mixed = (behind * np.float32(n.exposure) + alpha.transpose(1, 0, 2) * (picture[..., :3].transpose(1, 0, 2) - behind))
-    shown = Image.fromarray((255 * np.sqrt(np.clip(mixed, 0, 1)) + 0.5).astype(np.uint8))
+    (right_x, _, right_z), (down_x, down_y, down_z) = turn[:2].astype(np.float32)
+    across = right_x * points[0] + right_z * points[2]
+    height = down_x * points[0] + down_y * points[1] + down_z * points[2]
+    fields, cover = _resample(
+        _hide(across, _nearest(head.angles, -yaw)), np.concatenate([lit, height[None]]), grid + centre.real
+    )  # (4, R, X), (R, X)
+    fields = np.concatenate([fields, cover[None]]).transpose(0, 2, 1)  # (5, X, R)
+    face, cover = _resample(_hide(fields[3], fields.shape[2] // 2), fields[[0, 1, 2, 4]], grid + centre.imag)
+    behind = _background(rng, canvas) * np.float32(n.exposure)  # (Y, X, 3)
+    picture = behind + (face[3] * cover).T[..., None] * (face[:3].transpose(2, 1, 0) - behind)
+    shown = Image.fromarray((255 * np.sqrt(np.clip(picture, 0, 1)) + 0.5).astype(np.uint8))
 
     cos, sin, half = np.cos(rotation), np.sin(rotation), canvas / 2
     affine = (cos, sin, half - (cos + sin) * size / 2, -sin, cos, half + (sin - cos) * size / 2)
@@ -611,21 +647,20 @@ def render(identity_seed: int, nuisance: Nuisance, size: int = 112) -> np.ndarra
     return _photographed(shown, n, rng)
 
 
-def _with_glasses(colour: np.ndarray, points: np.ndarray, t: dict[str, float], n: Nuisance) -> np.ndarray:
+def _put_on_glasses(colour: np.ndarray, points: np.ndarray, t: dict[str, float], n: Nuisance) -> None:
     """Paints a frame around the eyes; its shape comes from the image's seed, it is no mark of the identity."""
     rng = _rng(n.seed, 4)
-    width, height, power = rng.uniform([12.5, 8.5, 2.0], [15.0, 12.5, 5.0])
-    tone = rng.uniform(0.0, 0.1) * rng.uniform(0.5, 1.0, 3) * (1.0 if n.glasses == 2 else 2.5)
-    line = 1.1 if n.glasses == 2 else 0.6
-    rows = slice(*np.searchsorted(points[:, 0, 1], [-16.0, 18.0]))
-    x, y, z = np.abs(points[rows, :, 0]), points[rows, :, 1] - t["eye_y"] - 1.5, points[rows, :, 2]
+    width, height, power = (float(v) for v in rng.uniform([12.5, 8.5, 2.0], [15.0, 12.5, 5.0]))
+    tone = rng.uniform(0.0, 0.1) * rng.uniform(0.5, 1.0, (3, 1, 1)) * (1.0 if n.glasses == 2 else 2.5)
+    line = 1.6 if n.glasses == 2 else 1.1
+    rows = slice(*np.searchsorted(points[1, :, 0], [-16.0, 18.0]))
+    x, y, z = np.abs(points[0, rows]), points[1, rows] - t["eye_y"] - 1.5, points[2, rows]
     ring = (np.abs((x - t["eye_x"]) / width) ** power + np.abs(y / height) ** power) ** (1 / power)
-    frame = _step(line + 0.5 - np.abs(ring - 1) * height)
-    bridge = _step(line + 0.5 - np.abs(y + 2.5)) * (x < t["eye_x"] - width)
-    arm = _step(line + 0.5 - np.abs(y + 3)) * (x > t["eye_x"] + width - 1) * (z < 40)
-    mask = np.clip(frame + bridge + arm, 0, 1) * (z > -10)
-    colour[rows] += mask[..., None].astype(np.float32) * (tone.astype(np.float32) - colour[rows])
-    return colour
+    frame = _step(line - np.abs(ring - 1) * height)
+    bridge = _step(line - np.abs(y + 2.5)) * (x < t["eye_x"] - width)
+    arm = _step(line - np.abs(y + 3)) * (x > t["eye_x"] + width - 1) * (z < 40)
+    mask = np.minimum(frame + bridge + arm, 1) * (z > -10)
+    colour[:, rows] += mask * (tone.astype(np.float32) - colour[:, rows])
 
 
 def _photographed(shown: Image.Image, n: Nuisance, rng: np.random.Generator) -> np.ndarray:
@@ -671,3 +706,189 @@ def draw_images(identity_seed: int, count: int) -> list[Nuisance]:
     """How the `count` images of an identity are photographed: domains as in `IMAGE_DOMAINS`, over and over."""
     rng = _rng(identity_seed, 5)
     return [draw_nuisance(rng, IMAGE_DOMAINS[i % len(IMAGE_DOMAINS)]) for i in range(count)]
+
+
+def _draw_pairs(
+    seed: int, identity_seeds: Sequence[int], domains: Sequence[str], count: int
+) -> Iterator[tuple[int, tuple[int, int], tuple[int, int], bool, str]]:
+    """Pairs (fold, (identity, image), (identity, image), same, domain), the images as indices.
+
+    Image a is always "general" and image b of the pair's domain, for genuine and impostor pairs alike, so that the
+    conditions do not tell them apart; every other impostor resembles in skin, hair and sex.
+    """
+    rng = _rng(seed, 6)
+    traits = [draw_traits(identity_seed) for identity_seed in identity_seeds]
+    looks = np.array([[t["skin"], t["hair"], t["male"], t["long_hair"]] for t in traits])
+    alike = np.argsort(np.abs(looks[:, None] - looks[None]).sum(-1), axis=1)[:, 1:6]
+    images = {domain: [i for i, d in enumerate(domains) if d == domain] for domain in DOMAINS}
+    used = set()
+    for fold in range(FOLDS):
+        for number in range(count // FOLDS):
+            same = number < count // FOLDS // 2
+            domain = DOMAINS[(fold + number) % len(DOMAINS)]
+            while True:
+                one = other = int(rng.integers(len(traits)))
+                if not same:
+                    near = alike[one] if number % 2 else np.delete(np.arange(len(traits)), one)
+                    other = int(rng.choice(near))
+                a, b = (one, int(rng.choice(images["general"]))), (other, int(rng.choice(images[domain])))
+                if a != b and frozenset((a, b)) not in used:
+                    break
+            used.add(frozenset((a, b)))
+            yield fold, a, b, same, domain
+
+
+def _write_identity(task: tuple[Path, int, int, int]) -> list[Nuisance]:
+    """Renders the images of one identity; a function of the module, so that other processes can run it."""
+    folder, identity_seed, count, size = task
+    folder.mkdir()
+    drawn = draw_images(identity_seed, count)
+    for number, nuisance in enumerate(drawn):
+        picture = Image.fromarray(render(identity_seed, nuisance, size))
+        picture.save(folder / f"{number:03d}.png", compress_level=1)
+    return drawn
+
+
+def _write_csv(path: Path, header: str, rows: Iterable[Sequence[object]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header.split(","))
+        writer.writerows(rows)
+
+
+def write_synthetic(
+    folder: str | Path,
+    num_identities: int = 200,
+    images_per_identity: int = 8,
+    dev_identities: int = 60,
+    pairs: int = 600,
+    size: int = 112,
+    seed: int = 0,
+    workers: int = 0,
+) -> Path:
+    """Writes a training set and a development set of other identities, unless the folder holds this very set.
+
+    The folder gets `train/id_0000/000.png ...` and `train/metadata.csv`, `dev/dev_0000/000.png ...` and
+    `dev/metadata.csv`, both with the columns file, identity, domain, yaw (degrees), age (years) and illumination (share of
+    directed light, 0..1); `dev_pairs.csv` (fold, image_a, image_b, same, domain; ten contiguous folds, half of each
+    genuine, paths relative to `dev/`); and `synthetic.json`, the parameters. It appears under its name when complete.
+
+    Args:
+        folder (`str` or `Path`): where to; absent, empty, or holding a set of the same parameters, which is then kept.
+        num_identities, images_per_identity (`int`): of the training set, at least 1 each.
+        dev_identities (`int`): people of the development set, 8 images each; at least 12.
+        pairs (`int`): development pairs, a multiple of 20 and at most 12 a development identity.
+        size (`int`): side of the pictures in pixels, 24 to 512.
+        seed (`int`): other seeds are other people. The development people do not depend on `num_identities`.
+        workers (`int`): processes to render with; 0 renders in this one.
+    Returns:
+        `Path`: the folder.
+    Raises:
+        ValueError: an argument out of range.
+        FileExistsError: the folder holds something else.
+    """
+    folder = Path(folder)
+    parameters = {
+        "renderer": RENDERER_VERSION, "num_identities": num_identities, "images_per_identity": images_per_identity,
+        "dev_identities": dev_identities, "pairs": pairs, "size": size, "seed": seed,
+    }  # fmt: skip
+    if not (1 <= num_identities < 10**6 and images_per_identity >= 1):
+        raise ValueError("num_identities must be 1 to 999,999 and images_per_identity at least 1")
+    if not 12 <= dev_identities < 10**6:
+        raise ValueError(f"dev_identities must be 12 to 999,999, got {dev_identities}")
+    if pairs < 2 * FOLDS or pairs % (2 * FOLDS) or pairs > 12 * dev_identities:
+        raise ValueError(f"pairs must be a multiple of 20, at most {12 * dev_identities} (12 an identity), got {pairs}")
+    if seed < 0 or not 24 <= size <= 512:
+        raise ValueError(f"seed must not be negative and size must be 24 to 512, got {seed} and {size}")
+    if _holds(folder, parameters):
+        return folder
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        _write_set(building, parameters, workers)
+        try:
+            if folder.is_dir():
+                folder.rmdir()  # an empty one stands in the way of the new name on some systems
+            building.rename(folder)
+        except OSError:
+            if not _holds(folder, parameters):  # unless another process was faster with the same set
+                raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return folder
+
+
+def _holds(folder: Path, parameters: dict[str, int]) -> bool:
+    """Whether the folder holds the set of these parameters; raises FileExistsError if it holds anything else."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    record = folder / PARAMETERS_FILE
+    if not record.is_file():
+        raise FileExistsError(f"{folder} holds something that is no synthetic set: choose another folder")
+    found = json.loads(record.read_text(encoding="utf-8"))
+    if found != parameters:
+        other = ", ".join(
+            f"{name}={found.get(name)} instead of {value}"
+            for name, value in parameters.items()
+            if found.get(name) != value
+        )
+        raise FileExistsError(f"{folder} holds another synthetic set ({other}): remove it or choose another folder")
+    return True
+
+
+def _write_set(folder: Path, parameters: dict[str, int], workers: int) -> None:
+    size, seed = parameters["size"], parameters["seed"]
+    first_seed = 2 * 10**6 * seed  # even seeds are training identities, odd ones development identities
+    parts = {
+        "train": (
+            "id",
+            [first_seed + 2 * i for i in range(parameters["num_identities"])],
+            parameters["images_per_identity"],
+        ),
+        "dev": ("dev", [first_seed + 2 * i + 1 for i in range(parameters["dev_identities"])], 8),
+    }
+    with ExitStack() as stack:
+        run: Callable[..., Iterable[list[Nuisance]]] = map
+        if workers > 0:
+            context = multiprocessing.get_context("spawn")
+            run = partial(stack.enter_context(ProcessPoolExecutor(workers, mp_context=context)).map, chunksize=4)
+        for part, (prefix, seeds, count) in parts.items():
+            (folder / part).mkdir()
+            names = [f"{prefix}_{i:04d}" for i in range(len(seeds))]
+            tasks = [(folder / part / name, s, count, size) for name, s in zip(names, seeds, strict=True)]
+            rows = [
+                (f"{name}/{i:03d}.png", name, n.domain, f"{n.yaw:.2f}", f"{n.age:.1f}", f"{n.light_strength:.3f}")
+                for name, drawn in zip(names, run(_write_identity, tasks), strict=True)
+                for i, n in enumerate(drawn)
+            ]
+            _write_csv(folder / part / "metadata.csv", "file,identity,domain,yaw,age,illumination", rows)
+    _, seeds, count = parts["dev"]
+    domains = [IMAGE_DOMAINS[i % len(IMAGE_DOMAINS)] for i in range(count)]
+    pairs = (
+        (fold, *(f"dev_{identity:04d}/{image:03d}.png" for identity, image in (a, b)), int(same), domain)
+        for fold, a, b, same, domain in _draw_pairs(seed, seeds, domains, parameters["pairs"])
+    )
+    _write_csv(folder / "dev_pairs.csv", "fold,image_a,image_b,same,domain", pairs)
+    (folder / PARAMETERS_FILE).write_text(json.dumps(parameters, indent=2) + "\n", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line of `write_synthetic`; `--contact_sheet FILE` also draws 12 of the people."""
+    parser = argparse.ArgumentParser(description="Render a set of synthetic faces.")
+    parser.add_argument("folder", type=Path, help="where to write the set")
+    defaults = {"num_identities": 200, "images_per_identity": 8, "dev_identities": 60, "pairs": 600, "size": 112}
+    for name, value in (defaults | {"seed": 0, "workers": 2}).items():
+        parser.add_argument(f"--{name}", type=int, default=value, help=f"default {value}")
+    parser.add_argument("--contact_sheet", type=Path, help="picture file: 12 people, 8 images each, to look at")
+    options = vars(parser.parse_args(arguments))
+    sheet = options.pop("contact_sheet")
+    folder = write_synthetic(**options)
+    print(f"{folder}: {options['num_identities']} training and {options['dev_identities']} development identities")
+    if sheet:
+        first = 2 * 10**6 * options["seed"]
+        contact_sheet(range(first, first + 24, 2), size=options["size"]).save(sheet)
+
+
+if __name__ == "__main__":
+    main()

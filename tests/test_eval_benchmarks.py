@@ -1,0 +1,132 @@
+"""The evaluation script end to end on a tiny backbone, its table and its results file."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import eval_benchmarks
+from adaptface.report import results_table, write_results
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def benchmark_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty pairs of random textures: genuine pairs share the texture, under noise."""
+    folder = tmp_path_factory.mktemp("faces")
+    (folder / "dev").mkdir()
+    rng = np.random.default_rng(0)
+    lines = ["fold,image_a,image_b,same,domain"]
+    for number in range(40):
+        first, other = rng.integers(0, 256, (2, 7, 7, 3))
+        for letter, texture in (("a", first), ("b", first if number % 2 else other)):
+            noisy = np.clip(texture.repeat(8, 0).repeat(8, 1) + rng.normal(0, 20, (56, 56, 3)), 0, 255)
+            Image.fromarray(noisy.astype(np.uint8)).save(folder / "dev" / f"{number}{letter}.png")
+        lines.append(f"{number // 4},{number}a.png,{number}b.png,{number % 2},{'pose' if number % 4 < 2 else 'age'}")
+    (folder / "dev_pairs.csv").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "synthetic.json").write_text("{}", encoding="utf-8")
+    return folder / "dev_pairs.csv"
+
+
+def test_script_writes_results_and_prints_one_row_each(
+    tiny_backbone_dir: Path, benchmark_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    second = tmp_path / "second.csv"
+    second.write_text(benchmark_path.read_text(encoding="utf-8"), encoding="utf-8")
+    arguments = ["--zero_shot", str(tiny_backbone_dir), "--device", "cpu", "--output_dir", str(tmp_path / "out")]
+    arguments += ["--benchmark", str(benchmark_path), "--benchmark", str(second)]
+    arguments += ["--images", str(benchmark_path.parent / "dev"), "--batch_size", "16"]
+    results = eval_benchmarks.main(arguments)
+
+    content = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert content["results"] == results and len(results) == 2
+    assert content["command"] == ["eval_benchmarks.py", *arguments]
+    assert {"python", "torch", "transformers", "numpy"} <= set(content["versions"])
+    assert content["machine"]["cpus"] >= 1 and content["date"].endswith("+00:00")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["results.json"]  # nothing half-written is left
+    first = results[0]
+    assert first["data"] == "synthetic" and first["auc"] > 0.5
+    assert first["protocol"]["folds"] == "the list's own 10 folds"
+    assert first["embedder"]["kind"] == "zero-shot backbone" and first["embedder"]["image_size"] == 56
+    printed = capsys.readouterr().out
+    assert f"{100 * first['accuracy']:.2f} ± {100 * first['accuracy_std']:.2f}" in printed
+    assert "dev_pairs" in printed and "second" in printed and "synthetic: rendered faces" in printed
+
+
+def test_table_shows_only_supported_rates_domains_and_warnings() -> None:
+    result = {
+        "embedder": {"name": "ours"}, "benchmark": "lfw", "data": "unspecified", "pairs": 6000,
+        "fold_accuracies": [0.9] * 10, "accuracy": 0.98765, "accuracy_std": 0.00432, "auc": 0.99876, "eer": 0.0123,
+        "tar_at_far": [{"far": f, "tar": t} for f, t in ((0.1, 0.999), (0.01, 0.97), (0.001, 0.95))],
+        "domains": {"pose": {"pairs": 3000, "accuracy": 0.91, "auc": None}}, "warnings": ["odd"], "images_per_second": 9,
+    }  # fmt: skip
+    table = results_table([result])
+    row = table.splitlines()[2].split()
+    assert row == "ours lfw unspecified 6,000 10 98.77 ± 0.43 0.9988 1.23 97.00@0.01 95.00@0.001 9.0".split()
+    assert table.splitlines()[3].split() == ["pose", "3,000", "91.00", "-"]
+    assert "warning: lfw: odd" in table and "synthetic" not in table
+
+
+def test_results_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = write_results(tmp_path, [{"accuracy": 0.5}], ["eval"])
+    before = path.read_bytes()
+    with pytest.raises(ValueError):
+        write_results(tmp_path, [{"accuracy": 0.6}, {"accuracy": float("nan")}], ["eval"])
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to evaluate: give --model, --zero_shot or --onnx"),
+        (["--zero_shot", "x", "--batch_size", "0"], "'0' is not a whole number of at least 1"),
+        (["--zero_shot", "x", "--num_workers", "-1"], "whole number of at least 0"),
+        (["--zero_shot", "x", "--device", "quantum"], "cannot use 'quantum'"),
+        (["--zero_shot", "x", "--output_dir", "FILE"], "is a file"),
+    ],
+)
+def test_bad_arguments_are_refused(
+    arguments: list[str], message: str, benchmark_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(benchmark_path) if a == "FILE" else a for a in arguments]
+    with pytest.raises(SystemExit) as stop:
+        eval_benchmarks.main(["--benchmark", str(benchmark_path), *arguments])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_bad_inputs_stop_before_any_model_is_loaded(
+    benchmark_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_model(*_: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(eval_benchmarks.BackboneEmbedder, "from_pretrained", no_model)
+    good, output = ["--benchmark", str(benchmark_path)], ["--output_dir", str(tmp_path / "out")]
+    with pytest.raises(FileNotFoundError, match="no pair list at"):
+        eval_benchmarks.main(["--zero_shot", "x", *good, "--benchmark", str(tmp_path / "none.csv"), *output])
+    with pytest.raises(FileNotFoundError, match="is not a model folder: it has no config.json"):
+        eval_benchmarks.main(["--zero_shot", "x", "--model", str(tmp_path), *good, *output])
+    with pytest.raises(FileNotFoundError, match="no ONNX file"):
+        eval_benchmarks.main(["--zero_shot", "x", "--onnx", str(tmp_path / "none.onnx"), *good, *output])
+    unbalanced = tmp_path / "unbalanced.csv"
+    lines = benchmark_path.read_text(encoding="utf-8").splitlines()
+    flipped = [line.replace(",1,pose", ",0,pose") for line in lines]
+    unbalanced.write_text("\n".join(flipped), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"unbalanced\.csv: unbalanced folds: fold 0 has 1 genuine of 4"):
+        images = ["--images", str(benchmark_path.parent / "dev")]
+        eval_benchmarks.main(["--zero_shot", "x", "--benchmark", str(unbalanced), *images, *output])
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_ends_with_one_line_of_error(tmp_path: Path) -> None:
+    command = [sys.executable, "eval_benchmarks.py", "--zero_shot", "x", "--benchmark", str(tmp_path / "none.csv")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == f"error: no pair list at {tmp_path / 'none.csv'}"
+    assert "Traceback" not in done.stderr

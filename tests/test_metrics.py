@@ -1,0 +1,170 @@
+"""Verification metrics against naive loops, scikit-learn and hand counts."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import KFold
+
+from adaptface.metrics import (
+    contiguous_folds,
+    equal_error_rate,
+    group_scores,
+    kfold_accuracy,
+    pair_distances,
+    supports_far,
+    suspect_folds,
+    tar_at_far,
+    verification_report,
+)
+
+
+def naive_kfold(distances: np.ndarray, same: np.ndarray, num_folds: int = 10) -> tuple[list[float], list[float]]:
+    """The reference procedure, written out: folds x thresholds, strict `<`, first argmax."""
+    thresholds = np.arange(0, 4, 0.01)
+    accuracies, chosen = [], []
+    for train, test in KFold(n_splits=num_folds, shuffle=False).split(distances):
+        train_accuracy = [np.mean((distances[train] < t) == same[train]) for t in thresholds]
+        best = int(np.argmax(train_accuracy))
+        chosen.append(thresholds[best])
+        accuracies.append(np.mean((distances[test] < thresholds[best]) == same[test]))
+    return accuracies, chosen
+
+
+def scores(seed: int, num_pairs: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    same = rng.random(num_pairs) < 0.5
+    distances = np.clip(rng.normal(1.9 - 0.4 * same, 0.5), 0, 4)
+    if kind == "ties":  # on the thresholds themselves, as arange makes them
+        distances = np.arange(0, 4, 0.01)[(distances * 20).astype(int) * 5 % 400]
+    if kind == "beyond":  # rounding can push 2 - 2 cos over 4; then nothing accepts it
+        distances[::7] = 4 + 1e-9
+    return distances, same
+
+
+@pytest.mark.parametrize("kind", ["continuous", "ties", "beyond"])
+@pytest.mark.parametrize("num_pairs", [200, 203])
+def test_kfold_accuracy_is_the_naive_procedure(kind: str, num_pairs: int) -> None:
+    for seed in range(3):
+        distances, same = scores(seed, num_pairs, kind)
+        accuracies, thresholds = kfold_accuracy(distances, same, contiguous_folds(num_pairs))
+        expected_accuracies, expected_thresholds = naive_kfold(distances, same)
+        assert accuracies.tolist() == expected_accuracies
+        assert thresholds.tolist() == expected_thresholds
+
+
+def test_first_of_equally_good_thresholds_and_strict_comparison() -> None:
+    # Every threshold in (0.5, 1.5] separates the pairs; d < t is strict, so 0.5 itself does not accept 0.5.
+    distances, same = np.tile([0.5, 1.5], 20), np.tile([True, False], 20)
+    accuracies, thresholds = kfold_accuracy(distances, same, contiguous_folds(40))
+    assert accuracies.tolist() == [1.0] * 10
+    assert thresholds.tolist() == [np.arange(0, 4, 0.01)[51]] * 10
+
+
+def test_fold_column_may_be_interleaved_and_numbered_freely() -> None:
+    distances, same = scores(0, 200, "continuous")
+    order = np.argsort(np.tile(np.arange(10), 20), kind="stable")
+    blocks = kfold_accuracy(distances[order], same[order], contiguous_folds(200))
+    column = kfold_accuracy(distances, same, np.tile(np.arange(10) * 3 + 5, 20))
+    assert np.array_equal(blocks, column)
+
+
+def test_report_gives_population_standard_deviation_and_scikit_learn_auc() -> None:
+    distances, same = scores(1, 400, "continuous")
+    report = verification_report(distances, same)
+    expected, _ = naive_kfold(distances, same)
+    assert report.accuracy == pytest.approx(sum(expected) / 10)
+    assert report.accuracy_std == pytest.approx((sum((a - report.accuracy) ** 2 for a in expected) / 10) ** 0.5)
+    genuine, impostor = distances[same], distances[~same]
+    wins = (genuine[:, None] < impostor) + 0.5 * (genuine[:, None] == impostor)  # Mann-Whitney
+    assert report.auc == pytest.approx(wins.mean())
+    assert report.genuine + report.impostor == report.pairs == 400
+
+
+def test_pair_distances_are_two_minus_two_cosines_in_float64() -> None:
+    rng = np.random.default_rng(0)
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in rng.normal(size=(2, 50, 16)))
+    distances = pair_distances(a.astype(np.float32), b.astype(np.float32))
+    assert distances.dtype == np.float64
+    assert np.allclose(distances, 2 - 2 * (a * b).sum(1), atol=1e-6)
+
+
+def test_equal_error_rate_on_a_hand_made_set() -> None:
+    # At a threshold of 0.5 one of four genuine pairs is rejected and one of four impostor pairs accepted.
+    similarities = np.array([0.9, 0.8, 0.7, 0.2, 0.6, 0.3, 0.1, 0.0])
+    rate, threshold = equal_error_rate(similarities, np.array([True] * 4 + [False] * 4))
+    assert rate == pytest.approx(0.25)
+    assert 0.2 < threshold <= 0.7
+
+
+def test_equal_error_rate_is_where_both_rates_meet() -> None:
+    distances, same = scores(3, 20000, "continuous")
+    similarities = 1 - distances / 2
+    rate, threshold = equal_error_rate(similarities, same)
+    assert np.mean(similarities[~same] > threshold) == pytest.approx(rate, abs=1e-3)
+    assert np.mean(similarities[same] <= threshold) == pytest.approx(rate, abs=1e-3)
+
+
+@pytest.mark.parametrize(("num_impostors", "far", "errors"), [(3000, 1e-3, 3), (3000, 1e-2, 30), (3500, 1e-3, 3)])
+def test_tar_at_far_lets_exactly_the_allowed_impostors_pass(num_impostors: int, far: float, errors: int) -> None:
+    rng = np.random.default_rng(0)
+    same = rng.permutation(num_impostors + 500) < 500
+    similarities = rng.normal(3.0 * same, 1.0)
+    impostors = np.sort(similarities[~same])
+    result = tar_at_far(similarities, same, far)
+    assert impostors[-errors - 1] < result["threshold"] < impostors[-errors]
+    assert result["measured_far"] == errors / num_impostors <= far
+    assert result["tar"] == np.mean(similarities[same] > result["threshold"])
+
+
+def test_far_needs_three_expected_errors() -> None:
+    assert supports_far(1e-3, 3000) and not supports_far(1e-3, 2999) and not supports_far(1e-4, 3000)
+    rng = np.random.default_rng(0)
+    same = np.repeat([True, False], 3000)
+    distances = rng.random(6000) + ~same
+    report = verification_report(distances, same, rng.permutation(6000) % 10)
+    assert [rate["far"] for rate in report.tar_at_far] == [1e-1, 1e-2, 1e-3]
+    assert report.unsupported_fars == [1e-4, 1e-5, 1e-6]
+    with pytest.raises(ValueError, match=r"FAR 0\.0001 cannot be measured on 3000 impostor pairs: it takes 30000"):
+        tar_at_far(-distances, same, 1e-4)
+
+
+def test_tied_impostors_never_exceed_the_far() -> None:
+    similarities = np.array([0.5] * 100 + [0.9] * 100)
+    result = tar_at_far(similarities, np.repeat([False, True], 100), 0.1)
+    assert result["measured_far"] == 0 and result["tar"] == 1
+
+
+def test_group_scores_use_the_thresholds_of_the_whole_list() -> None:
+    distances = np.array([0.4, 0.6, 0.4, 1.2])
+    same = np.array([True, False, True, True])
+    folds = np.array([7, 7, 9, 9])
+    groups = np.array(["pose", "pose", "age", "age"])
+    scores = group_scores(distances, same, folds, [0.5, 1.0], groups)
+    assert scores["pose"] == {"pairs": 2, "genuine": 1, "accuracy": 1.0, "auc": roc_auc_score([1, 0], [-0.4, -0.6])}
+    assert scores["age"] == {"pairs": 2, "genuine": 2, "accuracy": 0.5, "auc": None}
+
+
+def test_folds_that_are_not_half_genuine_are_named() -> None:
+    same = np.tile([True, False], 50)
+    assert suspect_folds(same, contiguous_folds(100)) == []
+    same[30:40] = True
+    assert "fold 3 has 10 genuine of 10" in suspect_folds(same, contiguous_folds(100))[0]
+    assert suspect_folds(np.array([True, True, False]), np.zeros(3)) == []  # an odd fold cannot be half and half
+
+
+@pytest.mark.parametrize(
+    ("distances", "same", "folds", "message"),
+    [
+        ([0.1] * 9 + [np.nan], [1, 0] * 5, None, "1 distances are NaN or infinite, the first is that of pair 9"),
+        ([0.1] * 10, [1] * 10, None, "all 10 pairs are genuine"),
+        ([0.1] * 10, [0] * 10, None, "all 10 pairs are impostor"),
+        ([0.1] * 9, [1, 0] * 5, None, "must all have the shape"),
+        ([0.1] * 4, [1, 0] * 2, None, "4 pairs cannot be cut into 10 folds"),
+        ([0.1] * 4, [1, 0] * 2, [0] * 4, "at least two folds"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(
+    distances: list[float], same: list[int], folds: list[int] | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        verification_report(np.array(distances), np.array(same), None if folds is None else np.array(folds))

@@ -1,0 +1,305 @@
+"""Pair lists: CSV, TXT and insightface `.bin`, written by hand and by both generations of pickle writers."""
+
+import io
+import os
+import pickle
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adaptface.data.pairs import load_pairs
+
+
+def encoded(number: int, kind: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (24, 24), (number % 256, number // 256, 7)).save(stream, kind)
+    return stream.getvalue()
+
+
+def write_faces(folder: Path, count: int = 20) -> None:
+    folder.mkdir()
+    for number in range(count):
+        (folder / f"{number:02}.png").write_bytes(encoded(number))
+
+
+ROWS = [(f"{i % 20:02}.png", f"{(i + 1 + i // 20) % 20:02}.png", i % 2) for i in range(40)]
+
+
+def write_csv(path: Path, header: str = "image_a,image_b,same", rows: list[str] | None = None) -> Path:
+    rows = [f"{a},{b},{same}" for a, b, same in ROWS] if rows is None else rows
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------- CSV and TXT
+def test_csv_and_txt_give_the_same_pairs_and_open_each_image_once(tmp_path: Path) -> None:
+    write_faces(tmp_path / "dev")
+    csv = load_pairs(write_csv(tmp_path / "dev_pairs.csv"))
+    (tmp_path / "dev.txt").write_text("".join(f"{a}\t{b} {s}\r\n" for a, b, s in ROWS), encoding="utf-8", newline="")
+    txt = load_pairs(tmp_path / "dev.txt")
+    for pairs in (csv, txt):
+        assert len(pairs) == 40 and len(pairs.images) == 20
+        for i, (a, b, same) in enumerate(ROWS):
+            assert Path(pairs.images.where(pairs.index_a[i])).name == a
+            assert pairs.images[pairs.index_b[i]].getpixel((0, 0)) == (int(b[:2]), 0, 7)
+            assert pairs.same[i] == bool(same)
+        assert pairs.folds.tolist() == [i // 4 for i in range(40)]
+        assert pairs.domain is None and not pairs.synthetic and not pairs.suspect_labels()
+    assert csv.name == "dev_pairs" and csv.protocol == "ten equal contiguous folds"
+
+
+def test_fold_and_domain_columns_in_any_order_and_an_image_folder_elsewhere(tmp_path: Path) -> None:
+    write_faces(tmp_path / "elsewhere")
+    rows = [f"pose,{same},{a},{b},{3 + i // 20}" for i, (a, b, same) in enumerate(ROWS)]
+    path = write_csv(tmp_path / "x.csv", "domain,same,image_a,image_b,fold", rows)
+    pairs = load_pairs(path, tmp_path / "elsewhere")
+    assert pairs.domain is not None
+    assert pairs.folds.tolist() == [3] * 20 + [4] * 20 and pairs.domain.tolist() == ["pose"] * 40
+    assert pairs.protocol == "the list's own 2 folds"
+
+
+def test_byte_order_mark_quotes_blank_lines_and_other_spellings(tmp_path: Path) -> None:
+    write_faces(tmp_path / "dev")
+    rows = [f'"./{a}", {b},{"TRUE" if same else "False"}\n' for a, b, same in ROWS]
+    path = write_csv(tmp_path / "dev.csv", "\ufeffimage_a,image_b,same", rows)
+    assert len(load_pairs(path).images) == 20
+
+
+def test_synthetic_sets_say_so(tmp_path: Path) -> None:
+    write_faces(tmp_path / "dev")
+    path = write_csv(tmp_path / "dev.csv")
+    (tmp_path / "synthetic.json").write_text("{}", encoding="utf-8")
+    assert load_pairs(path).synthetic
+
+
+def test_repeated_pairs_are_noted_and_contradictions_are_suspect(tmp_path: Path) -> None:
+    write_faces(tmp_path / "dev")
+    rows = [f"{a},{b},{same}" for a, b, same in ROWS]
+    rows[2] = rows[0]
+    rows[4] = ",".join(reversed(ROWS[1][:2])) + ",0"  # pair 1 is genuine
+    rows[6] = "06.png,06.png,0"
+    pairs = load_pairs(write_csv(tmp_path / "dev.csv", rows=rows))
+    assert pairs.notes() == ["2 pairs repeat an earlier pair"]
+    assert pairs.suspect_labels() == [
+        "1 pairs are listed both as genuine and as impostor",
+        "1 impostor pairs compare an image with itself",
+    ]
+
+
+def test_missing_images_are_all_counted_and_listed(tmp_path: Path) -> None:
+    write_faces(tmp_path / "dev", 10)
+    with pytest.raises(FileNotFoundError, match="10 of 20 images are missing") as error:
+        load_pairs(write_csv(tmp_path / "dev.csv"))
+    assert all(f"{number}.png" in str(error.value) for number in range(10, 20))
+    rows = [f"no{i}.png,other{i}.png,{i % 2}" for i in range(20)]
+    with pytest.raises(FileNotFoundError, match=r"40 of 40 .*\n(.*\n)+  and 20 more"):
+        load_pairs(write_csv(tmp_path / "dev.csv", rows=rows))
+
+
+def replace_row(number: int, row: str) -> list[str]:
+    rows = [f"{a},{b},{same}" for a, b, same in ROWS]
+    rows[number] = row
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "message"),
+    [
+        ("image_a,image_b", None, "line 1 must name .*missing: same"),
+        ("image_a,image_b,same", [], "holds no pairs"),
+        ("image_a,image_b,same", replace_row(4, "00.png,01.png"), "1 malformed lines:\n  line 6: not 3 fields"),
+        ("image_a,image_b,same", replace_row(4, "00.png,01.png,1,2"), "line 6: not 3 fields"),
+        ("image_a,image_b,same", replace_row(0, "00.png,01.png,2"), "line 2: same is '2', not 1 or 0"),
+        ("image_a,image_b,same", replace_row(0, ",01.png,1"), "line 2: an image name is empty"),
+        ("image_a,image_b,fold,same", ["00.png,01.png,-1,1"], "line 2: fold is '-1', not a whole number"),
+        ("image_a,image_b,domain,same", ["00.png,01.png,,1"], "line 2: domain is empty"),
+        ("image_a,image_b,same", ["00.png,01.png,1"] * 12, "all 12 pairs are genuine pairs"),
+        ("image_a,image_b,same", ["00.png,01.png,1", "02.png,01.png,0"], "2 pairs cannot be cut into 10 folds"),
+        ("image_a,image_b,fold,same", ["00.png,01.png,1,1", "02.png,01.png,1,0"], "all pairs are in one fold"),
+    ],
+)
+def test_malformed_csv_names_file_and_line(tmp_path: Path, header: str, rows: list[str] | None, message: str) -> None:
+    write_faces(tmp_path / "dev")
+    path = write_csv(tmp_path / "dev.csv", header, rows)
+    with pytest.raises(ValueError, match=f"(?s){message}") as error:
+        load_pairs(path)
+    assert str(path) in str(error.value)
+
+
+def test_malformed_txt_encoding_suffix_and_path(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("00.png 01.png 1\n\n00.png 01.png with space 1\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="line 3: 5 words instead of"):
+        load_pairs(tmp_path / "a.txt")
+    (tmp_path / "a.csv").write_bytes(b"image_a,image_b,same\nJos\xe9.png,b.png,1\n")
+    with pytest.raises(ValueError, match="not UTF-8 text at byte"):
+        load_pairs(tmp_path / "a.csv")
+    (tmp_path / "a.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"suffix '.json'; use .csv, .txt or .bin"):
+        load_pairs(tmp_path / "a.json")
+    with pytest.raises(FileNotFoundError, match="no pair list at"):
+        load_pairs(tmp_path / "none.csv")
+
+
+def test_an_unreadable_image_is_named_when_it_is_opened(tmp_path: Path) -> None:
+    write_faces(tmp_path / "dev")
+    (tmp_path / "dev" / "05.png").write_bytes(encoded(5)[:40])
+    pairs = load_pairs(write_csv(tmp_path / "dev.csv"))
+    with pytest.raises(ValueError, match=r"05\.png"):
+        pairs.images[5]
+
+
+# --------------------------------------------------------------------------------------------------- insightface .bin
+LABELS = [True, False] * 10
+IMAGES = [encoded(number // 2 if number < 4 else number) for number in range(40)]  # pairs 0 and 1 hold one image twice
+
+
+def python2_pickle(images: list[bytes], labels: list[bool]) -> bytes:
+    """What Python 2's cPickle wrote at protocol 2: `str` items, memo from 1, opcodes spelled out."""
+    out = [b"\x80\x02", b"]q\x01("]
+    for number, image in enumerate(images):
+        put = b"q" + bytes([number + 2]) if number + 2 < 256 else b"r" + struct.pack("<I", number + 2)
+        short = len(image) < 256
+        out.append((b"U" + bytes([len(image)]) if short else b"T" + struct.pack("<i", len(image))) + image + put)
+    memo = struct.pack("<I", len(images) + 2)
+    out += [b"e", b"]r" + memo + b"(", *(b"\x88" if label else b"\x89" for label in labels), b"e", b"\x86", b"."]
+    return b"".join(out)
+
+
+def python2_array_pickle(images: list[bytes], labels: list[bool]) -> bytes:
+    """Items as uint8 arrays as numpy 1 on Python 2 wrote them, at protocol 2 without a memo."""
+    out = [b"\x80\x02", b"]("]
+    for image in images:
+        out += [b"cnumpy.core.multiarray\n_reconstruct\n", b"cnumpy\nndarray\n", b"K\x00\x85U\x01b\x87R"]
+        out += [b"(K\x01K" + bytes([len(image)]) + b"\x85", b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R"]
+        out += [b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"]
+        out += [b"\x89U" + bytes([len(image)]) + image + b"tb"]
+    return b"".join([*out, b"e](", *(b"I01\n" if label else b"I00\n" for label in labels), b"e\x86."])
+
+
+def old_numpy(content: bytes) -> bytes:
+    """The same pickle as numpy 1 named its modules; protocols below 4 spell names without a length."""
+    return content.replace(b"numpy._core", b"numpy.core")
+
+
+ARRAYS = [np.frombuffer(image, np.uint8) for image in IMAGES]
+WRITERS: dict[str, Callable[[], bytes]] = {
+    "python2": lambda: python2_pickle(IMAGES, LABELS),
+    "python2 arrays": lambda: python2_array_pickle(IMAGES, LABELS),
+    **{f"bytes {p}": lambda p=p: pickle.dumps((IMAGES, LABELS), p) for p in range(6)},
+    **{f"arrays {p}": lambda p=p: pickle.dumps((ARRAYS, LABELS), p) for p in range(6)},
+    "writable arrays 5": lambda: pickle.dumps(([array.copy() for array in ARRAYS], LABELS), 5),
+    "old numpy": lambda: old_numpy(pickle.dumps((ARRAYS, LABELS), 3)),
+    "tuples of numbers": lambda: pickle.dumps((tuple(IMAGES), tuple(map(int, LABELS)))),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_bin_of_every_writer(tmp_path: Path, writer: str) -> None:
+    path = tmp_path / "lfw.bin"
+    path.write_bytes(WRITERS[writer]())
+    pairs = load_pairs(path)
+    assert pairs.name == "lfw" and pairs.same.tolist() == LABELS
+    assert len(pairs.images) == 38, "equal images are stored and embedded once"
+    for number in range(40):
+        index = (pairs.index_a, pairs.index_b)[number % 2][number // 2]
+        assert pairs.images[index].getpixel((0, 0)) == Image.open(io.BytesIO(IMAGES[number])).getpixel((0, 0))
+    assert pairs.folds.tolist() == [i // 2 for i in range(20)]
+    assert "lfw.bin, image 39 (pair 19)" in pairs.images.where(pairs.index_b[19])
+
+
+class Evil:
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.call
+
+
+def hostile_files(tmp_path: Path) -> dict[str, tuple[bytes, str]]:
+    whole = pickle.dumps((IMAGES, LABELS))
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    text = "x" * 50_000
+    shared = b"\x80\x04" + b"X" + struct.pack("<I", len(text)) + text.encode() + b"\x94"
+    copies = b"c_codecs\nencode\nh\x00X\x06\x00\x00\x00latin1\x86R" * 50
+    laughs = b"\x80\x04)" + b"2\x86" * 3  # DUP is none of the format's opcodes
+    return {
+        "empty": (b"", "is empty"),
+        "truncated": (whole[: len(whole) // 2], f"offset .* of {len(whole) // 2}"),
+        "a web page": (b"<!DOCTYPE html>", "offset 0 of 15"),
+        "git lfs": (b"version https://git-lfs.github.com/spec/v1\n", "offset 0"),
+        "code": (pickle.dumps(([Evil(os.mkdir, str(tmp_path / "owned"))], [True])), r"asks for '\w+.mkdir'"),
+        "code, protocol 0": (f"cos\nmkdir\n(V{tmp_path / 'owned'}\ntR.".encode(), "offset 0 of .*asks for 'os.mkdir'"),
+        "builtins": (pickle.dumps(([Evil(eval, "1")], [True])), "asks for 'builtins.eval'"),
+        "object": (pickle.dumps(([Path("x")], [True])), "asks for 'pathlib"),
+        "called data": (b"\x80\x02K\x01)R.", "calls something other"),
+        "text bomb": (shared + copies + b".", "text turns into more bytes"),
+        "memo bomb": (b"\x80\x02Nr\xff\xff\xff\x7f.", "is not a pickled pair"),
+        "frame bomb": (b"\x80\x04\x95" + b"\xff" * 7 + b"\x7f" + b"N.", "is not a pickled pair"),
+        "size bomb": (b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f" + b"N.", "offset 2 of"),
+        "duplication": (laughs + b".", "opcode DUP does not belong"),
+        "huge array": (pickle.dumps(([Evil(np.zeros, 10**12)], [True])), "asks for"),
+        "stack underflow": (b"\x80\x02\x86.", "malformed or truncated"),
+        "unknown memo": (b"\x80\x02h\x05.", "malformed or truncated"),
+        "other": (pickle.dumps({"a": 1}), "opcode EMPTY_DICT does not belong"),
+        "not a pair": (pickle.dumps([IMAGES]), "is not a pickled pair"),
+        "not lists": (pickle.dumps((IMAGES, 3)), "must be lists, not a list and a int"),
+        "counts": (pickle.dumps((IMAGES[:-1], LABELS)), "39 images for 20 labels"),
+        "no pairs": (pickle.dumps(([], [])), "0 images for 0 labels"),
+        "label": (pickle.dumps((IMAGES, [*LABELS[:-1], 2])), "label 19 is a int, not true or false"),
+        "text label": (pickle.dumps((IMAGES, [*LABELS[:-1], "1"])), "label 19 is a str, not true or false"),
+        "no image": (pickle.dumps(([*IMAGES[:-1], b""], LABELS)), "image 39 of pair 19 is empty"),
+        "text image": (pickle.dumps(([*IMAGES[:-1], "x"], LABELS)), "image 39 of pair 19 is a str"),
+        "decoded": (pickle.dumps(([pixels] * 40, LABELS), 4), "channel order is unknown"),
+        "floats": (pickle.dumps(([np.zeros(3)] * 40, LABELS), 4), "calls something other than what uint8"),
+        "one class": (pickle.dumps((IMAGES, [True] * 20)), "all 20 pairs are genuine"),
+    }
+
+
+def test_hostile_and_broken_bin_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "lfw.bin"
+    for name, (content, message) in hostile_files(tmp_path).items():
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=message) as error:
+            load_pairs(path)
+        assert str(path) in str(error.value), name
+    assert not (tmp_path / "owned").exists()
+
+
+def test_every_truncation_of_a_bin_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "lfw.bin"
+    whole = python2_pickle(IMAGES[:20], LABELS[:10])
+    for length in range(1, len(whole), 37):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=f"of {length}: "):
+            load_pairs(path)
+
+
+def test_bin_allocates_no_more_than_the_file(tmp_path: Path) -> None:
+    import tracemalloc
+
+    path = tmp_path / "lfw.bin"
+    bombs = {name: content for name, (content, _) in hostile_files(tmp_path).items() if "bomb" in name}
+    for name, content in bombs.items():
+        path.write_bytes(content)
+        tracemalloc.start()
+        with pytest.raises(ValueError):
+            load_pairs(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 4 * len(content) + 500_000, name
+
+
+def test_bin_takes_no_image_folder(tmp_path: Path) -> None:
+    (tmp_path / "lfw.bin").write_bytes(pickle.dumps((IMAGES, LABELS)))
+    with pytest.raises(ValueError, match="holds its images itself"):
+        load_pairs(tmp_path / "lfw.bin", tmp_path)
+
+
+def test_labels_out_of_order_are_suspect(tmp_path: Path) -> None:
+    (tmp_path / "agedb.bin").write_bytes(pickle.dumps((IMAGES, sorted(LABELS))))
+    assert "unbalanced folds: fold 0 has 0 genuine of 2" in load_pairs(tmp_path / "agedb.bin").suspect_labels()[0]
