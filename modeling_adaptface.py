@@ -76,57 +76,56 @@ class AdaptFaceOutput(ModelOutput):
 class _MixedLowRankLinear(torch.autograd.Function):
     """`x W^T + b + s * ((x A^T) * w) B` with W and b frozen.
 
-    Keeps the inputs for the backward pass and recomputes the rank-K*r hidden columns from them: a product of two
-    small matrices costs less than storing its result, its scaled copy and the masks of autograd's own chain.
+    Keeps its inputs and the narrow `x A^T` for the backward pass, and none of the copies that autograd's own chain of
+    operators would keep; adds the update in place.
     """
 
     @staticmethod
     def forward(ctx, x, adapter_x, weight, bias, lora_a, lora_b, mix, scaling):
         # x, adapter_x (B, N, in); weight (out, in); lora_a (K, r, in); lora_b (K, r, out); mix (B, K)
-        ctx.save_for_backward(x if adapter_x is None else adapter_x, weight, lora_a, lora_b, mix)
+        low = _low_rank(x if adapter_x is None else adapter_x, lora_a)  # (B, N, K, r)
+        ctx.save_for_backward(x if adapter_x is None else adapter_x, low, weight, lora_a, lora_b, mix)
         ctx.shared_input, ctx.scaling = adapter_x is None, scaling
         y = F.linear(x, weight, bias)  # (B, N, out)
-        hidden = _mixed_hidden(x if adapter_x is None else adapter_x, lora_a, mix)  # (B, N, K * r)
-        y.flatten(0, 1).addmm_(hidden.flatten(0, 1), lora_b.flatten(0, 1), alpha=scaling)
+        y.flatten(0, 1).addmm_(_mixed(low, mix).flatten(0, 1), lora_b.flatten(0, 1), alpha=scaling)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y):
-        x, weight, lora_a, lora_b, mix = ctx.saved_tensors
+        x, low, weight, lora_a, lora_b, mix = ctx.saved_tensors
         needs_x, needs_adapter_x, _, _, needs_a, needs_b, needs_mix, _ = ctx.needs_input_grad
-        grad_y, x_rows = grad_y.flatten(0, 1), x.flatten(0, 1)  # (B * N, out), (B * N, in)
         a, b = lora_a.flatten(0, 1), lora_b.flatten(0, 1)  # (K * r, in), (K * r, out)
-        experts = (*x.shape[:2], *lora_a.shape[:2])  # (B, N, K, r)
-        weights = mix[:, None, :, None]  # (B, 1, K, 1)
+        grad_y = grad_y.flatten(0, 1)  # (B * N, out)
 
         grad_x = grad_adapter_x = grad_a = grad_b = grad_mix = None
-        grad_hidden = torch.addmm(grad_y.new_zeros(1), grad_y, b.t(), beta=0, alpha=ctx.scaling).view(experts)
-        if needs_b or needs_mix:
-            hidden = (x_rows @ a.t()).view(experts)
-            if needs_mix:
-                grad_mix = (grad_hidden * hidden).sum((1, 3))
-            if needs_b:
-                hidden *= weights
-                grad_b = torch.mm(hidden.view(-1, b.shape[0]).t(), grad_y).mul_(ctx.scaling).view_as(lora_b)
-        grad_hidden *= weights
-        rows = grad_hidden.view(-1, a.shape[0])
+        if needs_b:
+            mixed = _mixed(low, mix).flatten(0, 1)  # (B * N, K * r)
+            grad_b = (mixed.t() @ grad_y).mul_(ctx.scaling).view_as(lora_b)
+        grad_low = (grad_y @ b.t()).mul_(ctx.scaling).view_as(low)  # (B, N, K, r), before the mix
+        if needs_mix:
+            grad_mix = (grad_low * low).sum((1, 3))
+        grad_low = _mixed(grad_low, mix).flatten(0, 1)  # (B * N, K * r)
         if needs_a:
-            grad_a = (rows.t() @ x_rows).view_as(lora_a)
+            grad_a = (grad_low.t() @ x.flatten(0, 1)).view_as(lora_a)
         if needs_x:
             grad_x = grad_y @ weight
             if ctx.shared_input:
-                grad_x.addmm_(rows, a)
+                grad_x.addmm_(grad_low, a)
             grad_x = grad_x.view_as(x)
         if needs_adapter_x:
-            grad_adapter_x = (rows @ a).view_as(x)
+            grad_adapter_x = (grad_low @ a).view_as(x)
         return grad_x, grad_adapter_x, None, None, grad_a, grad_b, grad_mix, None
 
 
-def _mixed_hidden(x: torch.Tensor, lora_a: torch.Tensor, mix: torch.Tensor) -> torch.Tensor:
-    """`(x A^T) * w` over all experts at once: `(B, N, in) -> (B, N, K * r)`."""
-    hidden = F.linear(x, lora_a.flatten(0, 1)).unflatten(-1, lora_a.shape[:2])  # (B, N, K, r)
-    return (hidden * mix[:, None, :, None]).flatten(2)
+def _low_rank(x: torch.Tensor, lora_a: torch.Tensor) -> torch.Tensor:
+    """`x A^T` of all experts at once: `(B, N, in) -> (B, N, K, r)`."""
+    return F.linear(x, lora_a.flatten(0, 1)).unflatten(-1, lora_a.shape[:2])
+
+
+def _mixed(low: torch.Tensor, mix: torch.Tensor) -> torch.Tensor:
+    """Each expert's columns times its weight in this image: `(B, N, K, r), (B, K) -> (B, N, K * r)`."""
+    return (low * mix[:, None, :, None]).flatten(2)
 
 
 class DomainLoRA(nn.Module):
@@ -188,8 +187,7 @@ class DomainLoRA(nn.Module):
         trains = torch.is_grad_enabled() and (x.requires_grad or a.requires_grad or mix.requires_grad)
         if trains and weight is not None and not weight.requires_grad:
             return _MixedLowRankLinear.apply(x, dropped, weight, bias, a, b, mix, self.scaling)
-        hidden = _mixed_hidden(x if dropped is None else dropped, a, mix)
-        update = (hidden @ b.flatten(0, 1)) * self.scaling
+        update = _mixed(_low_rank(x if dropped is None else dropped, a), mix) @ b.flatten(0, 1) * self.scaling
         return update if weight is None else F.linear(x, weight, bias) + update
 
     @torch.no_grad()

@@ -66,6 +66,7 @@ from adaptface.checkpoint import (
 from adaptface.data.augmentation import TrainingFaces, build_augmentation
 from adaptface.data.pairs import PairSet, load_pairs
 from adaptface.data.sources import FaceSource, open_source
+from adaptface.data.synthetic import write_synthetic
 from adaptface.embedding import ModelEmbedder, embed_images, evaluate_pairs
 from adaptface.losses import (
     build_head,
@@ -449,8 +450,9 @@ def prepare(settings: TrainSettings, accelerator: Accelerator, folder: Path) -> 
     if settings.holds_base_in_bfloat16 and model.backbone is not None:
         model.backbone.to(torch.bfloat16)
     if settings.gradient_checkpointing:
-        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)  # new, old name
-        enable({"use_reentrant": False})
+        new_name = "activation_checkpointing_enable"
+        old_name = "gradient_checkpointing_enable"
+        getattr(model, new_name if hasattr(model, new_name) else old_name)({"use_reentrant": False})
     processor = AdaptFaceImageProcessor(size=settings.image_size)
     head = build_head(
         settings.head, settings.embedding_size, len(source.identities), scale=settings.scale, margin=settings.margin
@@ -580,12 +582,11 @@ def tiny_random_base(folder: Path, settings: TrainSettings) -> str:
 
 def synthetic_faces(folder: Path, settings: TrainSettings) -> tuple[str, str, str]:
     """Render the embedded faces, unless they are there; returns training folder, its CSV and the development pairs."""
-    from adaptface.data.synthetic import write_synthetic
-
     write_synthetic(
         folder,
         num_identities=settings.synthetic_identities,
         images_per_identity=settings.synthetic_images,
+        dev_identities=settings.synthetic_dev_identities,
         pairs=settings.synthetic_pairs,
         seed=settings.seed,
     )
