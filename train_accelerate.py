@@ -395,6 +395,8 @@ def start_accelerator(settings: TrainSettings) -> Accelerator:
     Raises:
         ValueError: the launcher was asked for more processes than it started.
     """
+    if settings.cpu_threads:
+        torch.set_num_threads(settings.cpu_threads)
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(

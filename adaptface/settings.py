@@ -88,6 +88,9 @@ class TrainSettings:
                           may_change=True)  # fmt: skip
     overwrite: bool = setting(False, "delete an earlier run in output_dir first", may_change=True)
     dry_run: bool = setting(False, "check data, base and memory, measure a few steps, train nothing", may_change=True)
+    cpu_threads: int = setting(
+        0, "threads of each process's CPU arithmetic, 0 = torch's choice", minimum=0, may_change=True
+    )
     seed: int = setting(0, "seed of weights, image order, augmentation and dropout", minimum=0)
     stop_after_steps: int = setting(0, "save and stop once this step is done, 0 = never (for job time limits)",
                                     minimum=0, may_change=True)  # fmt: skip

@@ -1,0 +1,72 @@
+"""The configuration: what it derives, what it refuses, what it writes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import Dinov2Config
+
+from configuration_adaptface import AdaptFaceConfig
+
+
+def test_defaults_are_the_reference() -> None:
+    config = AdaptFaceConfig()
+    assert (config.backbone, config.num_domains, config.lora_rank) == ("facebook/dinov2-small", 3, 16)
+    assert config.backbone_config.hidden_size == 384 and config.backbone_config.num_hidden_layers == 12
+    assert config.scaling == 16 / 4  # rsLoRA, alpha / sqrt(r)
+    assert AdaptFaceConfig(use_rslora=False).scaling == 1.0
+    assert config.router_layer == 6 and config.has_router
+    assert config.adapted_layers == list(range(12))
+    assert AdaptFaceConfig(adapter_layers=[7, 6]).adapted_layers == [6, 7]
+
+
+@pytest.mark.parametrize("values", [{"domains": ["general"]}, {"adaptation": "frozen"}, {"adaptation": "full"}])
+def test_no_router_where_there_is_nothing_to_mix(values: dict[str, Any]) -> None:
+    config = AdaptFaceConfig(**values)
+    assert not config.has_router and config.router_layer is None
+    assert bool(config.adapted_layers) == ("adaptation" not in values)
+
+
+def test_round_trip_through_json(tmp_path: Path) -> None:
+    base = Dinov2Config(hidden_size=32, num_hidden_layers=3, num_attention_heads=2)
+    base._name_or_path = "/home/someone/secret"
+    config = AdaptFaceConfig(backbone_config=base, domains=["a", "b"], router_layer=0, thresholds={"1e-3": 0.4})
+    config.save_pretrained(tmp_path)
+    text = (tmp_path / "config.json").read_text(encoding="utf-8")
+    assert "secret" not in text
+    assert json.loads(text)["auto_map"] == {"AutoConfig": "configuration_adaptface.AdaptFaceConfig"}
+    again = AdaptFaceConfig.from_pretrained(tmp_path)
+    written = {k: v for k, v in config.to_dict().items() if k != "architectures"}
+    assert {k: v for k, v in again.to_dict().items() if k in written} == written
+    assert again.router_layer == 0 and again.thresholds == {"1e-3": 0.4}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"adaptation": "lore"}, "adaptation='lore': choose one of lora, frozen, full"),
+        ({"adapter_targets": "qkv"}, "adapter_targets='qkv': choose one of attention"),
+        ({"lora_rank": 0}, "lora_rank=0: give a whole number above 0"),
+        ({"lora_rank": 4.5}, "lora_rank=4.5"),
+        ({"lora_rank": True}, "lora_rank=True"),
+        ({"embedding_size": -1}, "embedding_size=-1"),
+        ({"lora_alpha": float("inf")}, "lora_alpha=inf: give a finite number"),
+        ({"lora_dropout": 1.0}, r"lora_dropout=1.0: give a number in \[0, 1\)"),
+        ({"router_dropout": "0.1"}, "router_dropout='0.1'"),
+        ({"domains": []}, r"domains=\[\]: give at least one name"),
+        ({"domains": ["a", "a"]}, "each of them once"),
+        ({"domains": ["a", ""]}, "domains"),
+        ({"adapter_layers": []}, r"adapter_layers=\[\]: name blocks of the base, 0 to 11"),
+        ({"adapter_layers": [12]}, r"adapter_layers=\[12\]"),
+        ({"adapter_layers": [3, 3]}, "each once"),
+        ({"router_layer": 12}, "router_layer=12: give a block from 0 to 11"),
+        ({"router_layer": 3, "adapter_layers": [1, 2]}, "router_layer=3: give a block from 0 to 2"),
+        ({"image_size": 225}, "image_size=225: give a multiple of the base's patch size, 14"),
+        ({"backbone_config": {"model_type": "vit"}}, "model_type='vit'"),
+        ({"backbone_config": {"drop_path_rate": 0.1}}, "drop_path_rate=0.1.*set it to 0"),
+    ],
+)
+def test_errors_name_field_value_and_remedy(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AdaptFaceConfig(**values)
