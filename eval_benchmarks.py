@@ -104,7 +104,7 @@ def embedder_loaders(options: argparse.Namespace) -> list[Callable[[], Embedder]
     peers = [OnnxEmbedder(path, options.onnx_size, options.onnx_mean, options.onnx_std) for path in options.onnx]
     for folder in options.model + options.zero_shot:
         # "user/name" may be a Hub id; anything that looks like a path must exist.
-        looks_local = folder.startswith((".", "/", "~")) or folder.count("/") > 1 or Path(folder).is_absolute()
+        looks_local = folder.startswith((".", "~")) or folder.count("/") > 1 or Path(folder).is_absolute()
         if looks_local and not (Path(folder) / "config.json").is_file():
             raise FileNotFoundError(f"{folder} is not a model folder: it has no config.json")
     device, size = options.device, options.zero_shot_size

@@ -63,6 +63,15 @@ def names(run: Path) -> list[str]:
 
 def test_a_checkpoint_restores_what_trains_and_holds_no_frozen_weight(trained: Trained) -> None:
     folder = trained.save(7)
+    files = {
+        "manifest.json",
+        "optimizer.bin",
+        "random_states_0.pkl",
+        "settings.yaml",
+        "state.json",
+        "trained.safetensors",
+    }
+    assert {path.name for path in folder.iterdir()} == files
     assert set(load_file(folder / "trained.safetensors")) == {"head.weight", "head.bias"}
     with torch.no_grad():
         trained.net.head.weight.zero_()

@@ -63,11 +63,12 @@ def test_table_shows_only_supported_rates_domains_and_warnings() -> None:
         "embedder": {"name": "ours"}, "benchmark": "lfw", "data": "unspecified", "pairs": 6000,
         "fold_accuracies": [0.9] * 10, "accuracy": 0.98765, "accuracy_std": 0.00432, "auc": 0.99876, "eer": 0.0123,
         "tar_at_far": [{"far": f, "tar": t} for f, t in ((0.1, 0.999), (0.01, 0.97), (0.001, 0.95))],
-        "domains": {"pose": {"pairs": 3000, "accuracy": 0.91, "auc": None}}, "warnings": ["odd"], "images_per_second": 9,
+        "domains": {"pose": {"pairs": 3000, "accuracy": 0.91, "auc": None}},
+        "warnings": ["odd"], "images_per_second": 9,
     }  # fmt: skip
     table = results_table([result])
-    row = table.splitlines()[2].split()
-    assert row == "ours lfw unspecified 6,000 10 98.77 ± 0.43 0.9988 1.23 97.00@0.01 95.00@0.001 9.0".split()
+    row = " ".join(table.splitlines()[2].split())
+    assert row == "ours lfw unspecified 6,000 10 98.77 ± 0.43 0.9988 1.23 97.00@0.01 95.00@0.001 9.0"
     assert table.splitlines()[3].split() == ["pose", "3,000", "91.00", "-"]
     assert "warning: lfw: odd" in table and "synthetic" not in table
 
@@ -110,7 +111,7 @@ def test_bad_inputs_stop_before_any_model_is_loaded(
     good, output = ["--benchmark", str(benchmark_path)], ["--output_dir", str(tmp_path / "out")]
     with pytest.raises(FileNotFoundError, match="no pair list at"):
         eval_benchmarks.main(["--zero_shot", "x", *good, "--benchmark", str(tmp_path / "none.csv"), *output])
-    with pytest.raises(FileNotFoundError, match="is not a model folder: it has no config.json"):
+    with pytest.raises(FileNotFoundError, match="is not a model folder"):
         eval_benchmarks.main(["--zero_shot", "x", "--model", str(tmp_path), *good, *output])
     with pytest.raises(FileNotFoundError, match="no ONNX file"):
         eval_benchmarks.main(["--zero_shot", "x", "--onnx", str(tmp_path / "none.onnx"), *good, *output])

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.hub_server import HubServer
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors.numpy import load_file, save_file
 
 from image_processing_adaptface import AdaptFaceImageProcessor
 from modeling_adaptface import AdaptFaceModel
+from tests.hub_server import HubServer
 
 BASE, FACES = "user/tiny-dinov2", "user/faces"
 TENSOR = "adapters.1.qkv.lora_B"

@@ -437,7 +437,7 @@ def point_to(folder: Path, **values: Any) -> None:
 
 def test_other_bases_are_refused(saved: Path, tiny_backbone_dir: Path, tmp_path: Path) -> None:
     point_to(saved, backbone=str(tmp_path / "gone"))
-    with pytest.raises(OSError, match="gone.*could not be loaded"):
+    with pytest.raises(OSError, match=r"gone.*could not be loaded"):
         AdaptFaceModel.from_pretrained(saved)
 
     def refused(message: str, **values: Any) -> None:

@@ -45,7 +45,7 @@ TEMPLATE = np.array(
 )
 YOUNG, OLD = 25.0, 80.0  # the two ages of which an image is a mix
 
-# Traits of an identity: mean and standard deviation. The unit of length is a pixel of the 112 px template, y = 0 the eyes.
+# Traits of an identity: mean and standard deviation. Lengths are in pixels of the 112 px template, y = 0 the eyes.
 TRAITS: dict[str, tuple[float, float]] = {
     "head_width": (41.5, 2.4), "head_depth": (44.0, 1.5), "crown": (-60.0, 3.0), "squareness": (2.35, 0.2),
     "jaw_width": (33.0, 3.0), "jaw_corner": (36.0, 3.0), "chin_y": (60.0, 3.0), "chin_width": (14.5, 3.0),
@@ -58,9 +58,11 @@ TRAITS: dict[str, tuple[float, float]] = {
     "nose_tip_y": (20.5, 1.9), "nose_height": (11.5, 2.1), "nose_bridge": (3.2, 1.4), "nose_width": (6.6, 1.2),
     "bridge_width": (4.0, 0.7), "nose_hump": (0.4, 1.1), "nose_up": (0.0, 0.9), "nose_bend": (0.0, 0.5),
     "mouth_y": (40.5, 1.6), "mouth_width": (13.8, 1.7), "lip_upper": (2.9, 0.85), "lip_lower": (4.0, 1.0),
-    "cupid": (0.35, 0.2), "mouth_curve": (0.3, 0.9), "mouth_tilt": (0.0, 0.02), "muzzle": (3.6, 1.3), "lip_red": (0.5, 0.2),
+    "cupid": (0.35, 0.2), "mouth_curve": (0.3, 0.9), "mouth_tilt": (0.0, 0.02), "muzzle": (3.6, 1.3),
+    "lip_red": (0.5, 0.2),
     "ear_size": (4.0, 1.5), "ear_y": (8.0, 2.0), "hair_front": (-35.0, 4.5), "widow_peak": (0.0, 2.5),
-    "temple": (9.0, 4.0), "hair_thick": (4.0, 1.8), "hair_part": (0.0, 0.4), "redness": (0.5, 0.3), "under_eye": (0.4, 0.25),
+    "temple": (9.0, 4.0), "hair_thick": (4.0, 1.8), "hair_part": (0.0, 0.4), "redness": (0.5, 0.3),
+    "under_eye": (0.4, 0.25),
 }  # fmt: skip
 SKIN = np.array([[238, 200, 180], [226, 182, 152], [205, 152, 118], [166, 114, 84], [122, 80, 58], [84, 56, 42]])
 HAIR = np.array([[22, 19, 18], [48, 34, 27], [88, 60, 40], [120, 66, 40], [168, 128, 82], [206, 178, 130]])
@@ -207,7 +209,7 @@ def _curve(ys: np.ndarray, width: float, knots: Sequence[float], values: Sequenc
 
 
 def _palette(colours: np.ndarray, position: float) -> np.ndarray:
-    """Linear colour (3, 1, 1) at `position` 0..1 along a list of 8-bit colours; light is the square of what is shown."""
+    """Linear colour (3, 1, 1) at `position` 0..1 along 8-bit colours; light is the square of what is shown."""
     steps = np.linspace(0, 1, len(colours))
     return _colour(*(np.interp(position, steps, colours[:, c]) for c in range(3)))
 
@@ -223,8 +225,8 @@ def draw_traits(identity_seed: int) -> dict[str, float]:
     Args:
         identity_seed (`int`): not negative; the same seed is the same identity.
     Returns:
-        `dict[str, float]`: the names of `TRAITS`, and `skin`, `hair`, `iris_colour` (positions in the palettes, 0..1), `male`,
-        `bald`, `fringe`, `long_hair`, `beard`, `moustache` and `freckles` (0..1).
+        `dict[str, float]`: the names of `TRAITS`, and `skin`, `hair`, `iris_colour` (positions in the palettes, 0..1),
+        `male`, `bald`, `fringe`, `long_hair`, `beard`, `moustache` and `freckles` (0..1).
     """
     rng = _rng(identity_seed, 1)
     traits = {name: mean + std * float(np.clip(rng.normal(), -2.2, 2.2)) for name, (mean, std) in TRAITS.items()}
@@ -288,8 +290,9 @@ def _surface(t: dict[str, float], seed: int, ys: np.ndarray, angles: np.ndarray,
     front = t["hair_front"] + 13 * t["fringe"] - 25 * t["bald"] - 5 * aged * t["male"]
     line = _curve(
         side[0], 0.0, [0.0, 0.12, 0.55, 0.95, 1.15, 1.3, 1.42, 1.78, 1.86, 2.0],
-        [front + t["widow_peak"], front, front + 0.1 * t["temple"] + 3 * t["fringe"], front + t["temple"] + 6 * t["fringe"],
-         -14 - 6 * t["bald"], 2 + 0.4 * t["temple"], -5, -4, 26, 36],
+        [front + t["widow_peak"], front, front + 0.1 * t["temple"] + 3 * t["fringe"],
+         front + t["temple"] + 6 * t["fringe"],
+         -14 - 6 * t["bald"], -4 + 0.3 * t["temple"], -6, -4, 26, 36],
     )  # fmt: skip
     line = line + 5 * t["hair_part"] * angles + 0.7 * strands * (0.6 + t["fringe"])
     hair = _step((line - y) / 2.5)
@@ -340,7 +343,7 @@ def _surface(t: dict[str, float], seed: int, ys: np.ndarray, angles: np.ndarray,
         + t["muzzle"] * _bump(x / 15, (y - mouth_y + 1) / 10)
         + 1.3 * _bump(x / mouth_w, (mouth + 0.6 * upper) / 2.0)
         + 1.7 * _bump(x / mouth_w, (mouth - 0.6 * lower) / 2.4)
-        - 1.4 * _bump(x / mouth_w, mouth / 0.9)
+        - 1.4 * _bump(x / (0.75 * mouth_w), mouth / 0.9)
         - 1.3 * _bump(x / 9, (y - mouth_y - 9) / 3)
         + t["chin_out"] * _bump(x / 9.5, (y - t["chin_y"] + 6) / 5.5)
         - t["chin_cleft"] * _bump(x / 1.6, (y - t["chin_y"] + 5) / 5)
@@ -605,7 +608,7 @@ def render(identity_seed: int, nuisance: Nuisance, size: int = 112) -> np.ndarra
         points += np.float32(n.smile) * head.smile
     if n.mouth_open > 0:
         teeth = _colour(190, 182, 172)
-        mouth = np.where(points[1] < head.traits["mouth_y"] - 0.05, teeth, teeth * _colour(80, 50, 50))
+        mouth = np.where(head.young.points[1] < head.traits["mouth_y"] - 0.05, teeth, teeth * _colour(80, 50, 50))
         colour += (np.float32(min(1.0, 3 * n.mouth_open)) * head.inside) * (mouth - colour)
         points[1] += np.float32(n.mouth_open) * head.open
     if n.glasses:
@@ -769,8 +772,8 @@ def write_synthetic(
     """Writes a training set and a development set of other identities, unless the folder holds this very set.
 
     The folder gets `train/id_0000/000.png ...` and `train/metadata.csv`, `dev/dev_0000/000.png ...` and
-    `dev/metadata.csv`, both with the columns file, identity, domain, yaw (degrees), age (years) and illumination (share of
-    directed light, 0..1); `dev_pairs.csv` (fold, image_a, image_b, same, domain; ten contiguous folds, half of each
+    `dev/metadata.csv`, both with the columns file, identity, domain, yaw (degrees), age (years) and illumination
+    (share of directed light, 0..1); `dev_pairs.csv` (fold, image_a, image_b, same, domain; ten contiguous folds, half of each
     genuine, paths relative to `dev/`); and `synthetic.json`, the parameters. It appears under its name when complete.
 
     Args:
