@@ -60,6 +60,7 @@ def test_bars_that_do_not_depend_on_the_machine() -> None:
     assert ratios["kernels"] <= 0.80 and ratios["bytes"] <= 0.80
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_is_that_of_the_process_alone() -> None:
     ballast = torch.ones(300 * 2**20, dtype=torch.uint8)  # what the parent holds must not count
