@@ -7,7 +7,6 @@ All are compared in the same way: the features of an image and of its mirror ima
 from __future__ import annotations
 
 import hashlib
-import pickle
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -21,7 +20,6 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
-from transformers.dynamic_module_utils import init_hf_modules
 
 from adaptface.data.pairs import PairSet
 from adaptface.metrics import MIN_FALSE_ACCEPTS, THRESHOLDS, group_scores, pair_distances, verification_report
@@ -33,7 +31,7 @@ EMBEDDING = "features of image and mirror image added raw, then L2-normalised"
 
 
 class Preprocess:
-    """PIL image -> float32 tensor `(3, H, W)`, by an image processor; travels to spawned workers.
+    """PIL image -> float32 tensor `(3, H, W)`, by an image processor; what spawned workers get of an embedder.
 
     Args:
         processor: an `AdaptFaceImageProcessor`, also one loaded as remote code.
@@ -44,13 +42,6 @@ class Preprocess:
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         return self.processor(image, return_tensors="pt")["pixel_values"][0]
-
-    def __getstate__(self) -> bytes:
-        return pickle.dumps(self.processor)
-
-    def __setstate__(self, state: bytes) -> None:
-        init_hf_modules()  # makes the cache of remote code importable before its class is looked up
-        self.processor = pickle.loads(state)  # sent by our own parent process
 
 
 class Embedder(Protocol):

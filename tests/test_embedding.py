@@ -98,7 +98,8 @@ def test_model_embedder_loads_what_save_pretrained_wrote(tiny_model: AdaptFaceMo
     live = ModelEmbedder(tiny_model, AdaptFaceImageProcessor(size=56))
     expected = embed_images(live, images, progress=False)
     assert np.allclose(embed_images(loaded, images, progress=False), expected, atol=1e-6)
-    # Spawned workers import the remote code from its cache.
+    # Spawned workers find the class of the remote code, and get no model.
+    assert type(loaded.preprocess.processor).__module__.startswith("transformers_modules.")
     assert np.allclose(embed_images(loaded, images, num_workers=1, progress=False), expected, atol=1e-6)
     description = loaded.describe()
     assert description["kind"] == "adaptface" and description["image_size"] == 56

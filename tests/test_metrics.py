@@ -147,6 +147,8 @@ def test_group_scores_use_the_thresholds_of_the_whole_list() -> None:
 def test_folds_that_are_not_half_genuine_are_named() -> None:
     same = np.tile([True, False], 50)
     assert suspect_folds(same, contiguous_folds(100)) == []
+    same[31] = True
+    assert suspect_folds(same, contiguous_folds(100))[0].startswith("unbalanced folds: fold 3 has 6 genuine of 10;")
     same[30:40] = True
     assert "fold 3 has 10 genuine of 10" in suspect_folds(same, contiguous_folds(100))[0]
     assert suspect_folds(np.array([True, True, False]), np.zeros(3)) == []  # an odd fold cannot be half and half

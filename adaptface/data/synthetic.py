@@ -774,7 +774,8 @@ def write_synthetic(
     The folder gets `train/id_0000/000.png ...` and `train/metadata.csv`, `dev/dev_0000/000.png ...` and
     `dev/metadata.csv`, both with the columns file, identity, domain, yaw (degrees), age (years) and illumination
     (share of directed light, 0..1); `dev_pairs.csv` (fold, image_a, image_b, same, domain; ten contiguous folds, half
-    of each genuine, paths relative to `dev/`); and `synthetic.json`, the parameters. It appears under its name when complete.
+    of each genuine, paths relative to `dev/`); and `synthetic.json`, the parameters. It appears under its name
+    when complete.
 
     Args:
         folder (`str` or `Path`): where to; absent, empty, or holding a set of the same parameters, which is then kept.
