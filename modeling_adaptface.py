@@ -685,6 +685,8 @@ def _fetch_base_config(
     """Configuration and commit (None for a local folder) of a base; refuses what is no Dinov2 model."""
     try:
         file = cached_file(backbone, "config.json", revision=revision, **hub)
+        if file is None:
+            raise OSError("there is no config.json")
     except OSError as error:
         at = f" at revision {revision}" if revision else ""
         raise OSError(

@@ -440,6 +440,10 @@ def test_other_bases_are_refused(saved: Path, tiny_backbone_dir: Path, tmp_path:
     with pytest.raises(OSError, match=r"gone.*could not be loaded"):
         AdaptFaceModel.from_pretrained(saved)
 
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OSError, match=r"empty.*could not be loaded: .*config\.json"):
+        AdaptFaceModel.from_backbone(tmp_path / "empty")
+
     def refused(message: str, **values: Any) -> None:
         base = tmp_path / "base"
         point_to(saved, backbone=str(base), **values)
