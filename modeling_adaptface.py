@@ -271,6 +271,8 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
         super().__init__(config)
         base: Dinov2Config = config.backbone_config
         width, inner = base.hidden_size, int(base.hidden_size * base.mlp_ratio)
+        if base.use_swiglu_ffn:  # two matrices in; transformers keeps two thirds of the width, in steps of 8
+            inner = (int(inner * 2 / 3) + 7) // 8 * 8
 
         def lora(in_features: int, out_features: int) -> DomainLoRA:
             return DomainLoRA(
@@ -282,8 +284,6 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
         for layer in config.adapted_layers:
             adapters = {"qkv": lora(width, 3 * width), "proj": lora(width, width)}
             if config.adapter_targets != "attention":
-                if base.use_swiglu_ffn:
-                    inner = (int(int(width * base.mlp_ratio) * 2 / 3) + 7) // 8 * 8
                 adapters["fc1"] = lora(width, 2 * inner if base.use_swiglu_ffn else inner)
                 adapters["fc2"] = lora(inner, width)
             self.adapters[str(layer)] = nn.ModuleDict(adapters)
@@ -705,20 +705,25 @@ def _fetch_base_config(
 def _weights_sha256(backbone: str | os.PathLike, revision: str | None, hub: dict[str, Any]) -> str:
     """SHA-256 of the base's `model.safetensors`; where it is sharded, of its shards' digests in order of name."""
 
-    def digest(name: str) -> str:
-        with open(cached_file(backbone, name, revision=revision, **hub), "rb") as file:
+    def find(name: str, **options: Any) -> str | None:
+        return cached_file(backbone, name, revision=revision, **options, **hub)
+
+    def digest(path: str | None) -> str:
+        assert path is not None
+        with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_gated_repo": True}
-    if cached_file(backbone, "model.safetensors", revision=revision, **optional, **hub) is not None:
-        return digest("model.safetensors")
-    index = cached_file(backbone, "model.safetensors.index.json", revision=revision, **optional, **hub)
+    single = find("model.safetensors", **optional)
+    if single is not None:
+        return digest(single)
+    index = find("model.safetensors.index.json", **optional)
     if index is None:
         raise OSError(
             f"the base {str(backbone)!r} has no model.safetensors: only safetensors weights are loaded; convert it"
         )
     shards = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
-    return hashlib.sha256("".join(digest(shard) for shard in shards).encode()).hexdigest()
+    return hashlib.sha256("".join(digest(find(shard)) for shard in shards).encode()).hexdigest()
 
 
 def _require_finite(module: nn.Module, source: str) -> None:

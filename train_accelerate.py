@@ -61,13 +61,13 @@ from adaptface.checkpoint import (
     remove_run,
     save_checkpoint,
     save_model_folder,
-    write_text_atomically,
 )
 from adaptface.data.augmentation import TrainingFaces, build_augmentation
 from adaptface.data.pairs import PairSet, load_pairs
 from adaptface.data.sources import FaceSource, open_source
 from adaptface.data.synthetic import write_synthetic
 from adaptface.embedding import ModelEmbedder, embed_images, evaluate_pairs
+from adaptface.files import write_text_atomically
 from adaptface.losses import (
     build_head,
     domain_alignment_loss,
@@ -75,6 +75,7 @@ from adaptface.losses import (
     load_balancing_loss,
     router_z_loss,
 )
+from adaptface.memory import peak_memory
 from adaptface.schedule import EpochBatches, learning_rate
 from adaptface.settings import (
     SYNTHETIC,
@@ -648,20 +649,6 @@ def dry_run(job: Job) -> None:
             f"{evaluations} evaluations of {each:.0f} s")  # fmt: skip
     say(f"peak memory {peak_memory(accelerator.device) / 2**20:.0f} MB ({accelerator.device.type}); expected duration "
         f"on this machine {timedelta(seconds=round(duration))}. Nothing was trained or kept.")  # fmt: skip
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the most this process has held on the device (CUDA), or in main memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
 
 
 if __name__ == "__main__":

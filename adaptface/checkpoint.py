@@ -8,7 +8,6 @@ history, running sums) and `settings.yaml`. The frozen base is not in it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,6 +20,8 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+from adaptface.files import partial_path, sha256, sync_folder, write_text
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -67,7 +68,7 @@ def save_checkpoint(
         OSError: it could not be written; earlier checkpoints are intact and the partial one is gone.
     """
     final = run_folder / "checkpoints" / f"step_{state['step']:08d}"
-    partial = _partial(final)
+    partial = partial_path(final)
     if accelerator.is_main_process:
         _remove(partial)
         partial.mkdir(parents=True)
@@ -76,11 +77,11 @@ def save_checkpoint(
         accelerator.save_state(str(partial))
         accelerator.wait_for_everyone()  # the random states of all processes are there
         if accelerator.is_main_process:
-            _write_text(partial / STATE, json.dumps(state))
-            _write_text(partial / SETTINGS, settings_yaml)
+            write_text(partial / STATE, json.dumps(state))
+            write_text(partial / SETTINGS, settings_yaml)
             files = sorted(path for path in partial.iterdir() if path.is_file())
-            manifest = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in files}
-            _write_text(partial / MANIFEST, json.dumps(manifest, indent=1))
+            manifest = {path.name: {"size": path.stat().st_size, "sha256": sha256(path)} for path in files}
+            write_text(partial / MANIFEST, json.dumps(manifest, indent=1))
             _publish(partial, final)
             older = [folder for folder in list_checkpoints(run_folder) if folder.name < final.name]
             for folder in older[: max(0, len(older) - (keep - 1))]:
@@ -113,7 +114,7 @@ def find_problem(folder: Path) -> str | None:
             path = folder / name
             if path.stat().st_size != entry["size"]:
                 return f"{name} has {path.stat().st_size} bytes instead of {entry['size']}"
-            if _sha256(path) != entry["sha256"]:
+            if sha256(path) != entry["sha256"]:
                 return f"{name} is altered (its hash differs from {MANIFEST})"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
@@ -158,7 +159,7 @@ def save_model_folder(folder: Path, *parts: Any) -> None:
     Raises:
         OSError: it could not be written; the earlier folder is intact.
     """
-    partial = _partial(folder)
+    partial = partial_path(folder)
     _remove(partial)
     partial.mkdir(parents=True)
     with _explain_write_errors(folder):
@@ -181,19 +182,7 @@ def recover_model_folder(folder: Path) -> None:
     if replaced.is_dir() and not folder.exists():
         replaced.rename(folder)
     _remove(replaced)
-    _remove(_partial(folder))
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write a small file completely or not at all."""
-    partial = _partial(path)
-    _write_text(partial, text)
-    os.replace(partial, path)
-    _sync_folder(path.parent)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
+    _remove(partial_path(folder))
 
 
 def _replaced(path: Path) -> Path:
@@ -207,36 +196,14 @@ def _publish(partial: Path, final: Path) -> None:
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
     for path in [partial, *(path for path in partial.rglob("*") if path.is_dir())]:
-        _sync_folder(path)
+        sync_folder(path)
     replaced = _replaced(final)
     _remove(replaced)
     if final.exists():
         final.rename(replaced)
     partial.rename(final)
-    _sync_folder(final.parent)
+    sync_folder(final.parent)
     _remove(replaced)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open a folder
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_text(path: Path, text: str) -> None:
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _remove(folder: Path) -> None:
@@ -250,7 +217,7 @@ def _explain_write_errors(final: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(_partial(final), ignore_errors=True)
+        shutil.rmtree(partial_path(final), ignore_errors=True)
         raise OSError(
             f"could not write {final}: {error}. Free some disk space (or lower keep_checkpoints), then go on with "
             "--resume auto; what was saved earlier is intact"

@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from adaptface.files import write_text_atomically
+
 RESULTS_FILE = "results.json"
 _PACKAGES = ("adaptface", "torch", "transformers", "numpy", "scikit-learn", "pillow", "onnxruntime")
 
@@ -35,16 +37,7 @@ def write_results(folder: str | Path, results: Sequence[dict[str, Any]], command
         "results": list(results),
     }
     path = folder / RESULTS_FILE
-    temporary = folder / f".{RESULTS_FILE}.{os.getpid()}"
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            json.dump(content, file, indent=2, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
     return path
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from adaptface.checkpoint import write_text_atomically
+from adaptface.files import write_text_atomically
 
 
 def check_trackers(names: Sequence[str]) -> None:

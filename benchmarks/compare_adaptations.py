@@ -25,7 +25,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from adaptface.files import write_text_atomically
 from adaptface.settings import read_settings
+from adaptface.tracking import read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -89,14 +91,14 @@ def train(folder: Path, recipe: Path, settings: list[str], pairs: str, threads: 
         threads=threads, log=folder / "train.log",
     )  # fmt: skip
     (row,) = evaluate(folder / "last", pairs, ["--model", str(folder / "run" / "last")], threads)
-    log = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    log = read_log(folder / "run" / "log.jsonl")
     result = {
         "settings": settings,
         "row": row,
         "parameters": log[0]["parameters"],
         "minutes": training_minutes(log),
     }
-    summary.write_text(json.dumps(result, indent=2), encoding="utf-8")
+    write_text_atomically(summary, json.dumps(result, indent=2))
     return result
 
 
@@ -219,8 +221,8 @@ def main(arguments: list[str] | None = None) -> None:
     runs = comparison.measure(tuned)
     text = table(references, runs)
     content = {"references": references, "tuning": tuned, "runs": runs}
-    (options.output_dir / "comparison.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
-    (options.output_dir / "comparison.md").write_text(text + "\n", encoding="utf-8")
+    write_text_atomically(options.output_dir / "comparison.json", json.dumps(content, indent=2))
+    write_text_atomically(options.output_dir / "comparison.md", text + "\n")
     print(text)
 
 

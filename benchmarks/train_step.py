@@ -37,6 +37,7 @@ from transformers import Dinov2Config, Dinov2Model
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run by path, installed or not
 
+from adaptface.memory import peak_memory  # noqa: E402
 from configuration_adaptface import AdaptFaceConfig  # noqa: E402
 from modeling_adaptface import AdaptFaceModel, _attention_linears  # noqa: E402
 
@@ -209,24 +210,8 @@ def count(step: Step) -> dict[str, float]:
     return {"kernels": traffic.kernels, "bytes": traffic.bytes, "flops": flops.get_total_flops()}
 
 
-def peak_memory(step: Step) -> int:
-    """Bytes that building and two steps need at most: resident set on the CPU (Linux, macOS), allocator on CUDA."""
-    for _ in range(2):
-        step()
-    if step.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(step.device)
-    status = Path("/proc/self/status")
-    if status.is_file():  # Linux: getrusage would also count what the parent held before this process was started
-        high = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(high.split()[1]) * 1024
-    import resource
-
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
-
-
 def measure_memory(method: str, options: argparse.Namespace) -> int:
-    """`peak_memory` in a process of its own."""
+    """Bytes that building and two steps need at most, in a process of its own."""
     words = [sys.executable, __file__, "--only_memory", method]
     for name in ("batch_size", "image_size", "device", "dtype", "threads", "layers", "width"):
         words += [f"--{name}", str(getattr(options, name))]
@@ -332,7 +317,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     torch.set_num_threads(options.threads)
     if options.only_memory:
         geometry = {**SMALL, "num_hidden_layers": options.layers, "hidden_size": options.width}
-        print(peak_memory(Step(options.only_memory, geometry, options)))
+        step = Step(options.only_memory, geometry, options)
+        for _ in range(2):
+            step()
+        print(peak_memory(step.device))
         return None
     content = measure(options)
     print(table(content))

@@ -44,17 +44,20 @@ def tiny_config() -> AdaptFaceConfig:
     )
 
 
-@pytest.fixture
-def tiny_model(tiny_backbone_dir: Path) -> AdaptFaceModel:
-    """A model on `tiny_backbone_dir`, in eval mode, whose adapters have been moved away from the no-op."""
-    torch.manual_seed(1)
-    model = AdaptFaceModel.from_backbone(
-        tiny_backbone_dir, lora_rank=4, router_layer=1, embedding_size=16, image_size=56
-    )
+def build_tiny_model(backbone: Path, seed: int) -> AdaptFaceModel:
+    """A model on `backbone` whose adapters have been moved away from the no-op, in eval mode."""
+    torch.manual_seed(seed)
+    model = AdaptFaceModel.from_backbone(backbone, lora_rank=4, router_layer=1, embedding_size=16, image_size=56)
     for name, parameter in model.named_parameters():
         if name.endswith("lora_B"):
             torch.nn.init.normal_(parameter, std=0.2)
     return model.eval()
+
+
+@pytest.fixture
+def tiny_model(tiny_backbone_dir: Path) -> AdaptFaceModel:
+    """[`build_tiny_model`] on `tiny_backbone_dir`."""
+    return build_tiny_model(tiny_backbone_dir, seed=1)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, 
 from safetensors.numpy import load_file, save_file
 
 from image_processing_adaptface import AdaptFaceImageProcessor
-from modeling_adaptface import AdaptFaceModel
+from tests.conftest import build_tiny_model
 from tests.hub_server import HubServer
 
 BASE, FACES = "user/tiny-dinov2", "user/faces"
@@ -132,13 +132,7 @@ def _visit(hub: HubServer, tmp: Path, images: Path, loads: list[dict], offline: 
 @pytest.fixture(scope="module")
 def world(tiny_backbone_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     tmp = tmp_path_factory.mktemp("hub")
-    torch.manual_seed(0)
-    model = AdaptFaceModel.from_backbone(
-        tiny_backbone_dir, lora_rank=4, router_layer=1, embedding_size=16, image_size=56
-    )
-    for name, parameter in model.named_parameters():
-        if name.endswith("lora_B"):
-            torch.nn.init.normal_(parameter, std=0.2)
+    model = build_tiny_model(tiny_backbone_dir, seed=0)
     processor = AdaptFaceImageProcessor(size=56)
     pictures = np.random.default_rng(0).integers(0, 256, (3, 112, 112, 3), dtype=np.uint8)
     np.save(tmp / "images.npy", pictures)

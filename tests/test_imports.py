@@ -16,7 +16,8 @@ SCRIPTS = {"train_accelerate", "eval_benchmarks", "dev"}
 LAYERS = {
     0: SHIPPED,
     1: {"adaptface", "adaptface.losses", "adaptface.metrics", "adaptface.schedule", "adaptface.settings",
-        "adaptface.checkpoint", "adaptface.tracking", "adaptface.report", "adaptface.data"},
+        "adaptface.checkpoint", "adaptface.files", "adaptface.memory", "adaptface.tracking",
+        "adaptface.report", "adaptface.data"},
     2: {"adaptface.embedding", "adaptface.card", "adaptface.clean_load"},
     3: {"adaptface.release"},
     4: {*SCRIPTS, "adaptface.cli"},

@@ -13,24 +13,18 @@ import mmap
 import pickletools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
 from PIL import Image
 
+from adaptface.data.images import load_image
 from adaptface.data.synthetic import PARAMETERS_FILE
 from adaptface.metrics import contiguous_folds, suspect_folds
-from image_processing_adaptface import AdaptFaceImageProcessor
 
 _LABELS = {"1": True, "true": True, "0": False, "false": False}
 _SHOWN = 20  # problems listed in one message; the rest is counted
-
-
-@cache
-def _loader() -> AdaptFaceImageProcessor:
-    return AdaptFaceImageProcessor()
 
 
 class PairImages:
@@ -49,7 +43,7 @@ class PairImages:
         return len(self.items)
 
     def __getitem__(self, index: int) -> Image.Image:
-        return _loader().load(self.items[index], name=self.where(index))
+        return load_image(self.items[index], self.where(index))
 
     def where(self, index: int) -> str:
         """Name of an image for messages: its path, or its place in the `.bin` file."""

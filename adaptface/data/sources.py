@@ -15,14 +15,13 @@ import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from image_processing_adaptface import AdaptFaceImageProcessor
+from adaptface.data.images import load_image
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -95,7 +94,7 @@ class FaceSource(ABC):
         Raises:
             FileNotFoundError, ValueError: the image is missing, damaged or none; the message names it.
         """
-        return _loader().load(self._encoded(index), name=self.where(index))
+        return load_image(self._encoded(index), self.where(index))
 
     @abstractmethod
     def where(self, index: int) -> str:
@@ -460,8 +459,3 @@ def _shown(name: str | os.PathLike[str]) -> str:
 
 def _warn(root: Path, names: list[str], what: str) -> None:
     warnings.warn(f"{_shown(root)}: {len(names)} {what}, first '{_shown(names[0])}'", stacklevel=2)
-
-
-@cache
-def _loader() -> AdaptFaceImageProcessor:
-    return AdaptFaceImageProcessor()
