@@ -25,11 +25,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from adaptface.files import write_text_atomically
-from adaptface.settings import read_settings
-from adaptface.tracking import read_log
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run by path, installed or not
+
+from adaptface.files import write_text_atomically  # noqa: E402
+from adaptface.settings import read_settings  # noqa: E402
+from adaptface.tracking import read_log  # noqa: E402
 
 WAYS: dict[str, list[str]] = {
     "frozen head": ["--adaptation", "frozen"],
