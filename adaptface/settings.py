@@ -204,6 +204,11 @@ class TrainSettings:
         allowed = self.mixed_precision == "bf16" and self.adaptation != "full"
         return allowed and self.frozen_dtype != "float32"
 
+    @property
+    def routed_domains(self) -> list[str] | None:
+        """Domains that the router tells apart, so that the data may name no other; None without a router."""
+        return self.domains if self.adaptation == "lora" and len(self.domains) > 1 else None
+
     def model_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `AdaptFaceConfig`."""
         return {name: getattr(self, name) for name in MODEL_FIELDS}

@@ -3,13 +3,14 @@
     python benchmarks/compare_adaptations.py recipes/real_faces_dev.yaml --output_dir runs/compare \
         --seeds 0 1 2 --onnx ${ADAPTFACE_REAL_FACES}/../models/MobileFaceNet.onnx
 
-Each way first gets a short run for every learning rate (and, where it has adapters, every LoRA scaling) of one and the
-same grid, on one seed; its best setting then trains at full length on every seed. The last weights are evaluated: no
-checkpoint is selected, so that the table does not profit from looking at the development set every epoch. The grid is
-chosen on the development set and says so.
+Each way first gets a short run on one seed for every learning rate (and, where it has adapters, every LoRA scaling) of
+one and the same grid, and for further rates as long as the best one is the lowest or highest tried. The best setting,
+by AUC, then trains at full length on every seed. The last weights are evaluated: no checkpoint is selected, so that the
+table does not profit from looking at the development set every epoch. The settings are chosen on it; the table shows
+them.
 
-Whatever is finished is kept: the same command goes on where it was stopped, also in the middle of a run. The table, as
-Markdown and JSON, holds what is finished so far.
+`comparison.json` in the output folder holds what is finished, written after every run: the same command goes on where
+it was stopped, also in the middle of a run, or with a copy of that file alone on another machine.
 """
 
 import argparse
@@ -19,9 +20,7 @@ import statistics
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +68,8 @@ def call(script: str, *arguments: str, threads: int, log: Path) -> None:
         raise RuntimeError(f"{script} ended with {done.returncode}; see {log}")
 
 
-def evaluate(folder: Path, pairs: str, arguments: list[str], threads: int) -> list[dict[str, Any]]:
-    """Rows of `results.json` for the embedders that `arguments` name, measured once."""
+def evaluate(folder: Path, pairs: str, arguments: list[str], threads: int) -> dict[str, Any]:
+    """Content of `results.json` for the embedders that `arguments` name, measured once."""
     results = folder / "results.json"
     if not results.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,33 +77,36 @@ def evaluate(folder: Path, pairs: str, arguments: list[str], threads: int) -> li
             "eval_benchmarks.py", *arguments, "--benchmark", pairs, "--output_dir", str(folder),
             threads=threads, log=folder / "eval.log",
         )  # fmt: skip
-    return json.loads(results.read_text(encoding="utf-8"))["results"]
+    return json.loads(results.read_text(encoding="utf-8"))
 
 
 def train(folder: Path, recipe: Path, settings: list[str], pairs: str, threads: int) -> dict[str, Any]:
-    """One run and the evaluation of its last weights; a finished run is read, a broken-off one goes on."""
-    summary = folder / "run.json"
-    if summary.is_file():
-        return json.loads(summary.read_text(encoding="utf-8"))
+    """One run and the evaluation of its last weights; a run that was broken off goes on."""
     folder.mkdir(parents=True, exist_ok=True)
     call(
         "train_accelerate.py", str(recipe), "--output_dir", str(folder / "run"), "--resume", "auto", *settings,
         threads=threads, log=folder / "train.log",
     )  # fmt: skip
-    (row,) = evaluate(folder / "last", pairs, ["--model", str(folder / "run" / "last")], threads)
+    results = evaluate(folder / "last", pairs, ["--model", str(folder / "run" / "last")], threads)
     log = read_log(folder / "run" / "log.jsonl")
-    result = {
-        "settings": settings,
-        "row": row,
+    return {
+        "row": scores(results["results"][0]),
         "parameters": log[0]["parameters"],
         "minutes": training_minutes(log),
+        **{key: results[key] for key in ("date", "versions", "machine")},
+        "threads": threads,
     }
-    write_text_atomically(summary, json.dumps(result, indent=2))
-    return result
+
+
+def scores(row: dict[str, Any]) -> dict[str, Any]:
+    """What the table and its reader need of a row of `results.json`; no paths of this machine."""
+    kept = ("data", "protocol", "pairs", "accuracy", "accuracy_std", "auc", "eer", "fold_accuracies")
+    embedder = {"kind": row["embedder"]["kind"], "name": Path(row["embedder"]["name"]).name}
+    return {"embedder": embedder, **{key: row[key] for key in kept}}
 
 
 class Comparison:
-    """The plan of a comparison and what of it is finished."""
+    """The plan of a comparison, and what of it is finished: `comparison.json`, written after every run."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -113,66 +115,76 @@ class Comparison:
             raise ValueError(f"{options.recipe}: dev_pairs is not set; the comparison needs pairs to evaluate on")
         self.threads = max(1, (os.cpu_count() or 1) // options.jobs)
         self.lock = threading.Lock()
+        self.file = options.output_dir / "comparison.json"
+        self.done: dict[str, Any] = {"references": None, "runs": {}}
+        if self.file.is_file():
+            self.done = json.loads(self.file.read_text(encoding="utf-8"))
 
-    def grid(self, way: str) -> list[list[str]]:
-        """Settings that are tried for a way: the same learning rates for all, the same scalings where they exist."""
-        scalings = [["--lora_alpha", str(alpha)] for alpha in self.options.lora_alphas] if way in HAS_ADAPTERS else [[]]
-        return [
-            ["--learning_rate", str(rate), *scaling] for rate in self.options.learning_rates for scaling in scalings
-        ]
+    def save(self) -> None:
+        write_text_atomically(self.file, json.dumps(self.done, indent=1) + "\n")
 
-    def run(self, way: str, setting: list[str], epochs: int, seed: int) -> dict[str, Any]:
+    def run(self, way: str, setting: dict[str, float], epochs: int, seed: int) -> dict[str, Any]:
         """One training run, in a folder named after what it is."""
-        words = [way.replace(" ", "_"), f"epochs{epochs}", *(word.strip("-") for word in setting), f"seed{seed}"]
-        settings = [*WAYS[way], *setting, "--epochs", str(epochs), "--seed", str(seed), *self.options.extra]
-        settings += ["--eval_every_epochs", str(epochs)]  # the last weights count; looking earlier would only cost time
-        result = train(
-            self.options.output_dir / "-".join(words), self.options.recipe, settings, str(self.settings.dev_pairs),
-            self.threads,
-        )  # fmt: skip
-        row = result["row"]
-        with self.lock:
-            print(f"{' '.join(words)}: accuracy {100 * row['accuracy']:.2f}%, AUC {row['auc']:.4f}", flush=True)
-        return {"way": way, "setting": setting, "epochs": epochs, "seed": seed, **result}
+        words = [f"{key}{value:g}" for key, value in setting.items()]
+        name = "-".join([way.replace(" ", "_"), f"epochs{epochs}", *words, f"seed{seed}"])
+        if name not in self.done["runs"]:
+            settings = [*WAYS[way], "--epochs", str(epochs), "--seed", str(seed)]
+            for key, value in setting.items():
+                settings += [f"--{key}", str(value)]
+            # Nothing is selected on the pairs while a run trains: its last weights count.
+            settings += [*self.options.extra, "--dev_pairs", "null"]
+            result = train(
+                self.options.output_dir / name, self.options.recipe, settings, str(self.settings.dev_pairs),
+                self.threads,
+            )  # fmt: skip
+            with self.lock:
+                self.done["runs"][name] = {"way": way, "setting": setting, "epochs": epochs, "seed": seed, **result}
+                self.save()
+                row = result["row"]
+                print(f"{name}: accuracy {100 * row['accuracy']:.2f}%, AUC {row['auc']:.4f}", flush=True)
+        return self.done["runs"][name]
 
-    def side_by_side(self, jobs: list[Callable[[], dict[str, Any]]]) -> list[dict[str, Any]]:
-        with ThreadPoolExecutor(self.options.jobs) as pool:
-            return [future.result() for future in [pool.submit(job) for job in jobs]]
-
-    def references(self) -> list[dict[str, Any]]:
+    def references(self) -> None:
         """The untrained base and the peers."""
         arguments = ["--zero_shot", self.settings.backbone, "--zero_shot_size", str(self.settings.image_size)]
         for peer in self.options.onnx:
             arguments += ["--onnx", os.path.expandvars(peer)]
-        return evaluate(
-            self.options.output_dir / "references", str(self.settings.dev_pairs), arguments, os.cpu_count() or 1
-        )
+        if self.done["references"] is None:
+            folder = self.options.output_dir / "references"
+            results = evaluate(folder, str(self.settings.dev_pairs), arguments, os.cpu_count() or 1)
+            self.done["references"] = [scores(row) for row in results["results"]]
+            self.save()
 
-    def tune(self) -> list[dict[str, Any]]:
-        """A short run for every point of every grid."""
-        options = self.options
-        return self.side_by_side(
-            [
-                partial(self.run, way, setting, options.tune_epochs, options.seeds[0])
-                for way in options.ways
-                for setting in self.grid(way)
-            ]
-        )
+    def tune(self, way: str) -> dict[str, float]:
+        """Best setting of a way in short runs on the first seed, by AUC.
 
-    def measure(self, tuned: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The runs that count: each way at its best setting, on every seed."""
-        best = {
-            way: max((run for run in tuned if run["way"] == way), key=lambda run: run["row"]["auc"])["setting"]
-            for way in self.options.ways
-        }
-        # Seed by seed, so that a comparison that is stopped early still has all ways.
-        return self.side_by_side(
-            [
-                partial(self.run, way, best[way], self.options.epochs, seed)
-                for seed in self.options.seeds
-                for way in self.options.ways
-            ]
-        )
+        Every way starts from the same learning rates and, where it has adapters, the same scalings. While the best
+        rate is the lowest or highest one tried, the next one beyond is tried too: no way is cut off by the grid.
+        """
+        scalings = [{"lora_alpha": alpha} for alpha in self.options.lora_alphas] if way in HAS_ADAPTERS else [{}]
+        rates, tried = sorted(self.options.learning_rates), []
+        pending = rates
+        while pending:
+            for rate in pending:
+                for scaling in scalings:
+                    setting = {"learning_rate": rate, **scaling}
+                    tried.append(self.run(way, setting, self.options.tune_epochs, self.options.seeds[0]))
+            best = max(tried, key=lambda run: run["row"]["auc"])["setting"]
+            rate, step = best["learning_rate"], (rates[1] / rates[0] if len(rates) > 1 else 3.0)
+            beyond = {rates[0]: rates[0] / step, rates[-1]: rates[-1] * step}.get(rate) if len(rates) > 1 else None
+            pending = [] if beyond is None else [float(f"{beyond:.2g}")]
+            rates = sorted({*rates, *pending})
+        return best
+
+    def measure(self) -> None:
+        """Tunes every way, then trains each at its best setting on every seed."""
+        ways = self.options.ways
+        with ThreadPoolExecutor(self.options.jobs) as pool:
+            best = dict(zip(ways, pool.map(self.tune, ways), strict=True))
+            # Seed by seed, so that a comparison that is stopped early still has all ways.
+            plan = [(way, best[way], self.options.epochs, seed) for seed in self.options.seeds for way in ways]
+            for future in [pool.submit(self.run, *what) for what in plan]:
+                future.result()
 
 
 def spread(values: list[float], digits: int, factor: float = 1.0) -> str:
@@ -181,23 +193,25 @@ def spread(values: list[float], digits: int, factor: float = 1.0) -> str:
     return mean if len(values) < 2 else f"{mean} ± {factor * statistics.stdev(values):.{digits}f}"
 
 
-def table(references: list[dict[str, Any]], runs: list[dict[str, Any]]) -> str:
-    """Markdown: references first, then one row a way, means over seeds."""
+def table(done: dict[str, Any], epochs: int) -> str:
+    """Markdown: references first, then one row a way, means over the seeds of its runs of `epochs` epochs."""
     lines = [
         "| way | trainable | settings | seeds | accuracy % | AUC | minutes |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in references:
-        name = Path(row["embedder"]["name"]).name
+    for row in done["references"] or []:
         accuracy = f"{100 * row['accuracy']:.2f}"
-        lines.append(f"| {name} ({row['embedder']['kind']}) | 0 | | | {accuracy} | {row['auc']:.4f} | |")
-    for way in dict.fromkeys(run["way"] for run in runs):
+        embedder = row["embedder"]
+        lines.append(f"| {embedder['name']} ({embedder['kind']}) | 0 | | | {accuracy} | {row['auc']:.4f} | |")
+    runs = [run for run in done["runs"].values() if run["epochs"] == epochs]
+    for way in [way for way in WAYS if any(run["way"] == way for run in runs)]:
         mine = [run for run in runs if run["way"] == way]
         rows = [run["row"] for run in mine]
+        setting = ", ".join(f"{key} {value:g}" for key, value in mine[0]["setting"].items())
         lines.append(
-            f"| {way} | {mine[0]['parameters']['trainable']:,} | {' '.join(w.strip('-') for w in mine[0]['setting'])} "
-            f"| {len(mine)} | {spread([row['accuracy'] for row in rows], 2, 100)} "
-            f"| {spread([row['auc'] for row in rows], 4)} | {spread([run['minutes'] for run in mine], 1)} |"
+            f"| {way} | {mine[0]['parameters']['trainable']:,} | {setting} | {len(mine)} "
+            f"| {spread([row['accuracy'] for row in rows], 2, 100)} | {spread([row['auc'] for row in rows], 4)} "
+            f"| {spread([run['minutes'] for run in mine], 1)} |"
         )
     return "\n".join(lines)
 
@@ -214,15 +228,11 @@ def training_minutes(log: list[dict[str, Any]]) -> float:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    comparison = Comparison(options)
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    references = comparison.references()
-    tuned = comparison.tune()
-    print(table([], tuned), flush=True)
-    runs = comparison.measure(tuned)
-    text = table(references, runs)
-    content = {"references": references, "tuning": tuned, "runs": runs}
-    write_text_atomically(options.output_dir / "comparison.json", json.dumps(content, indent=2))
+    comparison = Comparison(options)
+    comparison.references()
+    comparison.measure()
+    text = table(comparison.done, options.epochs)
     write_text_atomically(options.output_dir / "comparison.md", text + "\n")
     print(text)
 

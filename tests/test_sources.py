@@ -204,6 +204,17 @@ def test_metadata_inside_the_folder_is_found(folder: Path, tmp_path: Path) -> No
     assert open_source(folder, named, domains=("frontal", "profile")).domain_labels.tolist() == [1, -1, -1]
 
 
+def test_without_a_router_the_data_name_their_own_domains(folder: Path, tmp_path: Path) -> None:
+    write_csv(folder / "metadata.csv", "file,domain", "b/1.png,profile", "a/1.png, frontal", "a/2.png,")
+    source = open_source(folder, domains=None)
+    assert source.domains == ("profile", "frontal") and source.domain_labels.tolist() == [1, -1, 0]
+    table = embed(make_dataset([0, 1, 2, 2], domain=[7, -1, 3, 7]), tmp_path / "numbers.parquet")
+    source = open_source(table, domains=None)
+    assert sorted(source.domains) == ["3", "7"] and [
+        label if label < 0 else source.domains[label] for label in source.domain_labels
+    ] == ["7", -1, "3", "7"]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -241,6 +241,26 @@ def test_dry_run_reports_and_leaves_nothing(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "settings", [{"domains": "general"}, {"adaptation": "frozen"}, {"adaptation": "full"}], ids=lambda s: str(s)
+)
+def test_without_a_router_the_data_may_name_any_domains(
+    settings: dict, faces: Path, tiny_backbone_dir: Path, tmp_path: Path
+) -> None:
+    """Plain LoRA beside DA-LoRA on one data set: labels that only a router reads stop nothing, and still align."""
+    root = faces / "faces"
+    files = [file.relative_to(root).as_posix() for file in sorted(root.rglob("*.png"))]
+    rows = [f"{file},{('night', 'day')[at % 2]}" for at, file in enumerate(files)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,domain", *rows]), encoding="utf-8")
+    labels = str(tmp_path / "labels.csv")
+    run = train(
+        faces, tiny_backbone_dir, tmp_path / "run", epochs=1, train_metadata=labels, alignment_loss_weight=1, **settings
+    )
+    assert all(line["alignment_loss"] > 0 for line in read_log(run, "train"))
+    with pytest.raises(SystemExit, match="domain 'night' is unknown"):
+        train(faces, tiny_backbone_dir, tmp_path / "routed", epochs=1, train_metadata=labels)
+
+
 def test_help_needs_no_recipe(capsys: pytest.CaptureFixture) -> None:
     train_accelerate.main(["--help"])
     assert "--learning_rate 0.0001: peak learning rate" in capsys.readouterr().out

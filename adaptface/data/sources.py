@@ -109,7 +109,7 @@ def open_source(
     path: str | os.PathLike[str],
     metadata: str | os.PathLike[str] | None = None,
     split: str = "train",
-    domains: Sequence[str] = DEFAULT_DOMAINS,
+    domains: Sequence[str] | None = DEFAULT_DOMAINS,
 ) -> FaceSource:
     """Open training faces, chosen by what `path` holds.
 
@@ -122,7 +122,8 @@ def open_source(
             With an `identity` column the CSV must list every image, and wins over the folder names. An image
             that is not listed, or has an empty domain, carries no domain label.
         split: split of a dataset, or sub-folder of an image folder made of splits.
-        domains: domain names; their order gives the domain labels.
+        domains: domain names; their order gives the domain labels, another name in the data is an error. None, for
+            a model without a router: whatever names the data has, numbered as they turn up.
     Raises:
         FileNotFoundError: nothing at `path`, and no such dataset on the Hub.
         ConnectionError: the Hub cannot be reached and the dataset is not in the cache.
@@ -153,13 +154,16 @@ class FolderSource(FaceSource):
     may lie deeper than one level; the first folder names the identity. Links to folders are followed.
     """
 
-    def __init__(self, root: Path, metadata: str | os.PathLike[str] | None, split: str, domains: Sequence[str]) -> None:
+    def __init__(
+        self, root: Path, metadata: str | os.PathLike[str] | None, split: str, domains: Sequence[str] | None
+    ) -> None:
         root = _split_folder(root, split)
         files = _find_images(root)
         listed = root / "metadata.csv"
+        numbers = _DomainNumbers(domains)
         table: dict[str, _Row] = {}
         if metadata is not None or listed.is_file():
-            table = _read_metadata(Path(metadata) if metadata is not None else listed, root, set(files), domains)
+            table = _read_metadata(Path(metadata) if metadata is not None else listed, root, set(files), numbers)
         identities = _identities(root, files, table)
         names = sorted(set(identities), key=_natural)
         code = {name: number for number, name in enumerate(names)}
@@ -169,7 +173,7 @@ class FolderSource(FaceSource):
             names,
             np.fromiter((code[name] for name in identities), np.int64, len(files)),
             np.fromiter((table.get(file, unlisted).domain for file in files), np.int64, len(files)),
-            domains,
+            numbers.names,
         )
         self._root = root
         self._files = np.array([os.fsencode(file) for file in files])  # one block of bytes, no object an image
@@ -189,16 +193,17 @@ class DatasetsSource(FaceSource):
     or numbers into `domains`. Identities keep the order of their numbers, text is in natural order.
     """
 
-    def __init__(self, name: str, dataset: "Dataset", domains: Sequence[str]):
+    def __init__(self, name: str, dataset: "Dataset", domains: Sequence[str] | None):
         from datasets import Image as ImageFeature
 
         image = _pick(name, dataset, "Image", *IMAGE_COLUMNS)
         identity = _pick(name, dataset, "ClassLabel", *IDENTITY_COLUMNS)
         codes, names = _identity_codes(name, dataset, identity)
+        numbers = _DomainNumbers(domains)
         domain_labels = np.full(len(dataset), UNLABELLED)
         if DOMAIN_COLUMN in dataset.column_names:
-            domain_labels = _domain_labels(name, dataset, domains)
-        super().__init__(name, names, codes, domain_labels, domains)
+            domain_labels = _domain_labels(name, dataset, numbers)
+        super().__init__(name, names, codes, domain_labels, numbers.names)
         # decode=False: a broken image then fails when it is opened, and the shipped processor decodes it
         self._rows = dataset.select_columns([image]).cast_column(image, ImageFeature(decode=False))
         self._column = image
@@ -302,7 +307,7 @@ class _Row(NamedTuple):
     line: int
 
 
-def _read_metadata(path: Path, root: Path, files: set[str], domains: Sequence[str]) -> dict[str, _Row]:
+def _read_metadata(path: Path, root: Path, files: set[str], domains: "_DomainNumbers") -> dict[str, _Row]:
     """Rows of the CSV by image file, checked against the images found."""
     if not path.is_file():
         raise FileNotFoundError(f"{_shown(path)}: no such metadata file")
@@ -329,7 +334,7 @@ def _read_metadata(path: Path, root: Path, files: set[str], domains: Sequence[st
                 identity = record.get("identity")
                 if identity is not None and not identity.strip():
                     raise ValueError(f"{here}: '{_shown(file)}' has no identity")
-                domain = _domain_number(here, record.get(DOMAIN_COLUMN), domains)
+                domain = domains.number(here, record.get(DOMAIN_COLUMN))
                 table[file] = _Row(identity and identity.strip(), domain, reader.line_num)
         except csv.Error as error:
             raise ValueError(f"{_shown(path)}, line {reader.line_num}: {error}") from error
@@ -419,30 +424,39 @@ def _identity_codes(name: str, dataset: "Dataset", column: str) -> tuple[np.ndar
     return codes, [str(value) for value in values]
 
 
-def _domain_labels(name: str, dataset: "Dataset", domains: Sequence[str]) -> np.ndarray:
+def _domain_labels(name: str, dataset: "Dataset", domains: "_DomainNumbers") -> np.ndarray:
     codes, values = _factorise(name, dataset, DOMAIN_COLUMN)
-    numbers = [
-        _domain_number(f"{name}, row {(codes == code).argmax()}", value, domains) for code, value in enumerate(values)
-    ]
+    numbers = [domains.number(f"{name}, row {(codes == code).argmax()}", value) for code, value in enumerate(values)]
     return np.array([*numbers, UNLABELLED])[codes]
 
 
 # --- both ---------------------------------------------------------------------------------------------------
 
 
-def _domain_number(where: str, value: str | int | None, domains: Sequence[str]) -> int:
-    """Index of a domain given by name or number; empty and -1 mean unlabelled."""
-    if isinstance(value, str):
-        value = value.strip()
-    if value in (None, "", UNLABELLED):
-        return UNLABELLED
-    if isinstance(value, int) and 0 <= value < len(domains):
-        return value
-    if value in domains:
-        return list(domains).index(str(value))
-    raise ValueError(
-        f"{where}: domain '{_shown(str(value))}' is unknown; the configured domains are {', '.join(domains)}"
-    )
+class _DomainNumbers:
+    """Numbers of domains: of given names, or without any, of the names in the order in which they turn up."""
+
+    def __init__(self, names: Sequence[str] | None):
+        self.names = list(names or ())
+        self._open = names is None
+
+    def number(self, where: str, value: str | int | None) -> int:
+        """Index of a domain given by name or number; empty and -1 mean unlabelled."""
+        if isinstance(value, str):
+            value = value.strip()
+        if value in (None, "", UNLABELLED, str(UNLABELLED)):
+            return UNLABELLED
+        if self._open:
+            value = str(value)
+            if value not in self.names:
+                self.names.append(value)
+        elif isinstance(value, int) and 0 <= value < len(self.names):
+            return value
+        if value not in self.names:
+            raise ValueError(
+                f"{where}: domain '{_shown(str(value))}' is unknown; the configured domains are {', '.join(self.names)}"
+            )
+        return self.names.index(str(value))
 
 
 def _natural(name: str) -> tuple[list[str | int], str]:
