@@ -1,6 +1,7 @@
 """The model, proven by second derivations: a naive formula in float64, Hugging Face's own Dinov2, plain counting."""
 
 import copy
+import hashlib
 import json
 import pickle
 from collections.abc import Callable
@@ -198,7 +199,10 @@ def test_hidden_states_and_attentions_are_those_of_dinov2(tiny_backbone_dir: Pat
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_the_last_block_of_cls_alone_is_the_full_one(tiny_model: AdaptFaceModel, implementation: str) -> None:
     tiny_model.config._attn_implementation = implementation
+    widths: list[torch.Size] = []
+    tiny_model.backbone.layernorm.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0].shape))
     short, full = tiny_model(images()), tiny_model(images(), output_hidden_states=True)
+    assert widths == [(3, 1, 32), (3, 17, 32)]  # CLS is all that the short one computed
     assert short.last_hidden_state is None and full.last_hidden_state.shape == (3, 17, 32)
     torch.testing.assert_close(short.features, full.features, atol=2e-6, rtol=1e-5)
 
@@ -363,6 +367,8 @@ def test_saved_and_loaded_bit_for_bit_without_the_base(
     assert not [key for key in saved if key.startswith("backbone.")]
     assert {key.split(".")[0] for key in saved} == {"adapters", "router", "projection"}
     assert (tmp_path / "model" / "modeling_adaptface.py").is_file()
+    modes = {file.suffix: file.stat().st_mode for file in (tmp_path / "model").iterdir()}
+    assert modes[".safetensors"] == modes[".json"]  # whoever may read the one may read the other
     assert not json.loads((tmp_path / "model" / "config.json").read_text())["backbone_config"].get("_name_or_path")
     loaded, info = AdaptFaceModel.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not any(info.values())
@@ -474,6 +480,9 @@ def test_sharded_bases_are_loaded_and_checked(tiny_backbone_dir: Path, tmp_path:
     base.save_pretrained(tmp_path / "base", max_shard_size="60KB")
     assert len(list((tmp_path / "base").glob("*.safetensors"))) > 1
     model = AdaptFaceModel.from_backbone(tmp_path / "base", **SIZES)
+    shards = sorted((tmp_path / "base").glob("*.safetensors"))
+    digests = "".join(hashlib.sha256(shard.read_bytes()).hexdigest() for shard in shards)
+    assert model.config.backbone_sha256 == hashlib.sha256(digests.encode()).hexdigest()
     model.save_pretrained(tmp_path / "model")
     AdaptFaceModel.from_pretrained(tmp_path / "model")
     shard = sorted((tmp_path / "base").glob("*.safetensors"))[-1]
