@@ -69,6 +69,8 @@ class AdaptFaceConfig(PretrainedConfig):
             backbone_config = {"hidden_size": 384, "num_attention_heads": 6, "image_size": 518}  # dinov2-small
         elif isinstance(backbone_config, PretrainedConfig):
             backbone_config = backbone_config.to_dict()
+        elif not isinstance(backbone_config, dict):
+            raise ValueError(f"AdaptFaceConfig.backbone_config={backbone_config!r}: give a Dinov2Config or a dict")
         if backbone_config.get("model_type", "dinov2") != "dinov2":
             raise ValueError(
                 f"backbone_config.model_type={backbone_config['model_type']!r}: AdaptFace adapts Dinov2 models; "
@@ -81,19 +83,21 @@ class AdaptFaceConfig(PretrainedConfig):
         self.backbone_sha256 = backbone_sha256
         self.adaptation = adaptation
         self.adapter_targets = adapter_targets
-        self.adapter_layers = None if adapter_layers is None else sorted(adapter_layers)
+        self.adapter_layers = adapter_layers
+        if isinstance(adapter_layers, (list, tuple)) and all(type(layer) is int for layer in adapter_layers):
+            self.adapter_layers = sorted(adapter_layers)
         self.lora_rank = lora_rank
         self.lora_alpha = lora_alpha
         self.use_rslora = use_rslora
         self.lora_dropout = lora_dropout
-        self.domains = list(domains)
+        self.domains = list(domains) if isinstance(domains, tuple) else domains
         self.router_hidden_size = router_hidden_size
         self.router_dropout = router_dropout
         self.embedding_size = embedding_size
         self.image_size = image_size
         self.thresholds = thresholds
         self.router_layer = router_layer
-        if router_layer is None and adaptation == "lora" and len(self.domains) > 1:
+        if router_layer is None and adaptation == "lora" and isinstance(self.domains, list) and len(self.domains) > 1:
             self.router_layer = self.backbone_config.num_hidden_layers // 2
         super().__init__(**kwargs)
         self._validate()
@@ -137,21 +141,24 @@ class AdaptFaceConfig(PretrainedConfig):
             value = getattr(self, field)
             require(type(value) is int and value > 0, field, "give a whole number above 0")
         require(
-            isinstance(self.lora_alpha, (int, float)) and 0 < self.lora_alpha < float("inf"),
+            type(self.lora_alpha) in (int, float) and 0 < self.lora_alpha < float("inf"),
             "lora_alpha", "give a finite number above 0",
         )  # fmt: skip
+        require(isinstance(self.use_rslora, bool), "use_rslora", "give True or False")
         for field in ("lora_dropout", "router_dropout"):
             value = getattr(self, field)
-            require(isinstance(value, (int, float)) and 0 <= value < 1, field, "give a number in [0, 1)")
+            require(type(value) in (int, float) and 0 <= value < 1, field, "give a number in [0, 1)")
         names = self.domains
         require(
-            bool(names) and all(isinstance(n, str) and n for n in names) and len(set(names)) == len(names),
-            "domains", "give at least one name, each of them once",
+            isinstance(names, list) and bool(names) and all(isinstance(n, str) and n for n in names)
+            and len(set(names)) == len(names),
+            "domains", "give a list of at least one name, each of them once",
         )  # fmt: skip
         chosen = self.adapter_layers
         if chosen is not None:
             require(
-                bool(chosen)
+                isinstance(chosen, list)
+                and bool(chosen)
                 and all(type(i) is int and 0 <= i < layers for i in chosen)
                 and len(set(chosen)) == len(chosen),
                 "adapter_layers", f"name blocks of the base, 0 to {layers - 1}, each once; None adapts all",

@@ -166,8 +166,16 @@ def _fit_similarity(points: np.ndarray, name: str) -> tuple[complex, complex]:
             f"{name}: the landmarks are mirrored; the order is left eye, right eye, nose, left and right corner of "
             "the mouth, left and right as seen in the image"
         )
-    if abs(a) ** 2 * np.vdot(centred, centred).real < 0.1 * np.vdot(wanted, wanted).real:
-        raise ValueError(f"{name}: the landmarks do not form a face; check the detector")
+    # What the fit explains of the template: 1 for a frontal face, about 0.5 for a full profile. Other orders of the
+    # points, or points of something else, mostly explain less, or put nose and mouth where they cannot be.
+    explained = abs(a) ** 2 * np.vdot(centred, centred).real / np.vdot(wanted, wanted).real
+    x, y = (a * source).real, (a * source).imag
+    ordered = y[:2].mean() < y[2] < y[3:].mean() and min(x[1] - x[0], x[4] - x[3]) > -10  # px; a profile's may cross
+    if explained < 0.4 or not ordered:
+        raise ValueError(
+            f"{name}: the landmarks do not form a face; their order is left eye, right eye, nose, left and right "
+            "corner of the mouth; check the detector"
+        )
     return complex(a), complex(target.mean() - a * source.mean())
 
 

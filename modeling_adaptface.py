@@ -12,6 +12,7 @@ base is DINOv2, arXiv:2304.07193, as implemented by transformers.
 
 import copy
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers import Dinov2Config, Dinov2Model, PreTrainedModel
@@ -33,6 +35,8 @@ try:
     from .configuration_adaptface import AdaptFaceConfig  # type: ignore[import-not-found]
 except ImportError:  # imported as a script beside its siblings, not as a package
     from configuration_adaptface import AdaptFaceConfig
+
+_DAMAGED = "the weights file is damaged or cut off; fetch it or save it again"
 
 # What says where to look on the Hub; the rest of `from_pretrained`'s arguments concern the adapters only.
 _HUB_OPTIONS = ("cache_dir", "local_files_only", "token", "proxies")
@@ -250,7 +254,8 @@ class AdaptFacePreTrainedModel(PreTrainedModel):
             nn.init.trunc_normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)
             if module is getattr(self, "projection", None) and module.weight.dtype.itemsize >= 4:
-                # Orthonormal columns keep the base's inner products: an untrained model is the zero-shot base.
+                # Orthonormal columns keep the base's inner products: an untrained model is the zero-shot base. They
+                # exist where E >= D; a narrower projection starts with orthonormal rows and keeps them roughly.
                 nn.init.orthogonal_(module.weight)
 
 
@@ -268,6 +273,7 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
     """
 
     def __init__(self, config: AdaptFaceConfig, defer_backbone: bool = False) -> None:
+        config._validate()  # again: `from_pretrained(..., name=value)` sets fields after the configuration was made
         super().__init__(config)
         base: Dinov2Config = config.backbone_config
         width, inner = base.hidden_size, int(base.hidden_size * base.mlp_ratio)
@@ -330,11 +336,14 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
             `AdaptFaceModel` in evaluation mode.
         Raises:
             OSError: the base cannot be found or fetched.
+            TypeError: the configuration has no such field.
             ValueError: the base is no complete, finite Dinov2 model, or a field of the configuration is wrong.
         """
+        if unknown := sorted(set(config_kwargs) - set(inspect.signature(cls.config_class.__init__).parameters)):
+            raise TypeError(f"from_backbone: {', '.join(unknown)}: no field of {cls.config_class.__name__}")
         hub = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
         base_config, commit = _fetch_base_config(backbone, revision, hub)
-        digest = _weights_sha256(backbone, commit or revision, hub)
+        digest = weights_sha256(backbone, commit or revision, hub)
         config = cls.config_class(
             backbone=Path(backbone).as_posix() if isinstance(backbone, os.PathLike) else backbone,
             backbone_revision=commit,
@@ -362,10 +371,13 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
         output_loading_info = kwargs.pop("output_loading_info", False)
         hub = {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
         kwargs["ignore_mismatched_sizes"] = True  # they are refused below, by name
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, defer_backbone=True, output_loading_info=True, **kwargs
-        )
         source = pretrained_model_name_or_path or "the given state dict"
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, defer_backbone=True, output_loading_info=True, **kwargs
+            )
+        except SafetensorError as error:
+            raise ValueError(f"{source}: {_DAMAGED} ({error})") from error
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if info.get(kind):
                 raise ValueError(
@@ -381,30 +393,38 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
         """Fetches the frozen base, refuses any but the one that the configuration names, and puts it in place."""
         config = self.config
         name, revision = config.backbone, config.backbone_revision
+        if config.backbone_sha256 is None:
+            raise ValueError(
+                f"config.json pins no base (backbone_sha256 is missing), so that {name!r} cannot be told from another "
+                "base; save the model again from one built with AdaptFaceModel.from_backbone"
+            )
         base_config, _ = _fetch_base_config(name, revision, hub)
         wanted = config.backbone_config
         differing = [k for k in _SAME_ARCHITECTURE if getattr(base_config, k) != getattr(wanted, k)]
         if differing:
             details = ", ".join(f"{k} {getattr(base_config, k)!r} instead of {getattr(wanted, k)!r}" for k in differing)
             raise ValueError(f"base {name!r} is not the one this model was made for: {details}")
-        if config.backbone_sha256 and not verified:
-            digest = _weights_sha256(name, revision, hub)
+        if not verified:
+            digest = weights_sha256(name, revision, hub)
             if digest != config.backbone_sha256:
                 raise ValueError(
                     f"base {name!r} (revision {revision}) has other weights than this model was trained on: SHA-256 "
                     f"{digest} instead of {config.backbone_sha256}. Fetch the pinned revision again."
                 )
-        base, info = Dinov2Model.from_pretrained(
-            name,
-            config=base_config,
-            revision=revision,
-            dtype=self.dtype,
-            attn_implementation=config._attn_implementation,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # refused below, by name
-            output_loading_info=True,
-            **hub,
-        )
+        try:
+            base, info = Dinov2Model.from_pretrained(
+                name,
+                config=copy.deepcopy(wanted),  # not the fetched one, which might ask for dropout
+                revision=revision,
+                dtype=self.dtype,
+                attn_implementation=config._attn_implementation,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
+                output_loading_info=True,
+                **hub,
+            )
+        except SafetensorError as error:
+            raise ValueError(f"base {name!r} (revision {revision}): {_DAMAGED} ({error})") from error
         lacking = [*info["missing_keys"], *(info.get("mismatched_keys") or ())]
         if lacking:
             raise ValueError(f"base {name!r} (revision {revision}) is incomplete: no tensor for {_listed(lacking)}")
@@ -423,7 +443,15 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
         """Writes config, adapters, router, projection and the shipped modules; never a weight of a frozen base.
 
         Takes the arguments of `PreTrainedModel.save_pretrained`. A model with `adaptation="full"` is saved whole.
+
+        Raises:
+            ValueError: the base is pinned by no digest, as a random one is: what is saved could not be loaded again.
         """
+        if self.config.adaptation != "full" and self.config.backbone_sha256 is None:
+            raise ValueError(
+                "this model's base is random or unknown (config.backbone_sha256 is None), and is not saved; adapters "
+                "are worth nothing without it: build the model with AdaptFaceModel.from_backbone"
+            )
         state = kwargs.pop("state_dict", None)
         state = self.state_dict() if state is None else state
         if self.config.adaptation != "full":
@@ -454,7 +482,8 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
         Returns:
             [`AdaptFaceOutput`].
         Raises:
-            ValueError: `pixel_values` or `domain_weights` have another shape.
+            ValueError: `pixel_values` or `domain_weights` have another shape, the weights are no mix (numbers of at
+                least 0 with the sum 1), or there is no router whose place they could take.
         """
         backbone, config = self.backbone, self.config
         if backbone is None:
@@ -466,6 +495,8 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
         if output_attentions is None:
             output_attentions = config.output_attentions
         batch = pixel_values.shape[0]
+        if domain_weights is not None:
+            domain_weights = self._checked_mix(domain_weights, batch)  # (B, K)
 
         x = backbone.embeddings(pixel_values)  # (B, 1 + N, D)
         prior = x.new_full((batch, config.num_domains), 1 / config.num_domains)  # (B, K)
@@ -482,11 +513,7 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
         for index in range(len(backbone.encoder.layer)):
             if self.router is not None and index == config.router_layer:
                 logits = self.router(x[:, 0] if index > 0 else x[:, 1:].mean(1))  # (B, K)
-                mix = (
-                    self._checked_mix(domain_weights, batch)
-                    if domain_weights is not None
-                    else logits.float().softmax(-1)
-                )
+                mix = logits.float().softmax(-1) if domain_weights is None else domain_weights
             cls_only = index == len(backbone.encoder.layer) - 1 and not every_token
             arguments = (index, x, mix, cls_only, bool(output_attentions))
             if self.gradient_checkpointing and self.training:
@@ -566,12 +593,16 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
     def _checked_mix(self, domain_weights: torch.Tensor, batch: int) -> torch.Tensor:
         """A given mix as `(B, K)`."""
         experts = self.config.num_domains
+        if self.router is None:
+            raise ValueError("domain_weights: this model has no router and one fixed mix; leave them out")
         mix = torch.as_tensor(domain_weights, device=self.device, dtype=torch.float32)
         if mix.shape not in ((experts,), (batch, experts)):
             raise ValueError(
                 f"domain_weights of shape {tuple(mix.shape)}: give ({experts},) or ({batch}, {experts}), one weight "
                 f"for each of {', '.join(self.config.domains)}"
             )
+        if not ((mix >= 0).all() and ((mix.sum(-1) - 1).abs() < 1e-2).all()):  # NaN fails both
+            raise ValueError(f"domain_weights {mix.tolist()}: give numbers of at least 0 that sum to 1")
         return mix.expand(batch, experts)
 
     # ---------------------------------------------------------------------------------------------- merging, counts
@@ -702,11 +733,19 @@ def _fetch_base_config(
     return Dinov2Config(**{k: v for k, v in content.items() if k != "model_type"}), extract_commit_hash(file, None)
 
 
-def _weights_sha256(backbone: str | os.PathLike, revision: str | None, hub: dict[str, Any]) -> str:
-    """SHA-256 of the base's `model.safetensors`; where it is sharded, of its shards' digests in order of name."""
+def weights_sha256(model: str | os.PathLike, revision: str | None, hub: dict[str, Any]) -> str:
+    """SHA-256 of a model's `model.safetensors`; where it is sharded, of its shards' digests in order of name.
+
+    Args:
+        model (`str` or path): Hub id or local folder.
+        revision (`str`, *optional*): revision on the Hub.
+        hub (`dict`): arguments of `cached_file` that say where to look.
+    Raises:
+        OSError: there are no safetensors weights.
+    """
 
     def find(name: str, **options: Any) -> str | None:
-        return cached_file(backbone, name, revision=revision, **options, **hub)
+        return cached_file(model, name, revision=revision, **options, **hub)
 
     def digest(path: str | None) -> str:
         assert path is not None
@@ -719,9 +758,7 @@ def _weights_sha256(backbone: str | os.PathLike, revision: str | None, hub: dict
         return digest(single)
     index = find("model.safetensors.index.json", **optional)
     if index is None:
-        raise OSError(
-            f"the base {str(backbone)!r} has no model.safetensors: only safetensors weights are loaded; convert it"
-        )
+        raise OSError(f"{str(model)!r} has no model.safetensors: only safetensors weights are loaded; convert it")
     shards = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
     return hashlib.sha256("".join(digest(find(shard)) for shard in shards).encode()).hexdigest()
 

@@ -1,6 +1,7 @@
 """The image processor: what it accepts, what it makes of it, what it refuses, and that AutoImageProcessor loads it."""
 
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -278,6 +279,32 @@ def test_a_profile_view_is_not_taken_for_a_mirrored_face(processor: AdaptFaceIma
     profile = ARCFACE_TEMPLATE.copy()
     profile[:, 0] = [52, 50, 30, 51, 50]  # the eyes have even changed sides a little
     assert processor.align(picture(), profile).size == (112, 112)
+
+
+def test_of_all_orders_of_the_points_only_turned_faces_pass(processor: AdaptFaceImageProcessor) -> None:
+    """The fit may turn a face, so three orders look like the face on its side or upside down; 116 must not pass."""
+    passed = []
+    for order in itertools.permutations(range(5)):
+        try:
+            processor.align(picture(), ARCFACE_TEMPLATE[list(order)])
+            passed.append(order)
+        except ValueError:
+            pass
+    assert passed == [(0, 1, 2, 3, 4), (1, 4, 2, 0, 3), (3, 0, 2, 4, 1), (4, 3, 2, 1, 0)]
+
+
+@pytest.mark.parametrize("nose", [10, 25])
+@pytest.mark.parametrize("pitch", [-20, 0, 20])
+@pytest.mark.parametrize("yaw", [-90, -60, 0, 45, 75])
+def test_turned_heads_are_aligned(processor: AdaptFaceImageProcessor, yaw: int, pitch: int, nose: int) -> None:
+    """Five points of a head in space, `nose` px before the eyes, turned and projected."""
+    centre = ARCFACE_TEMPLATE.mean(0)
+    head = np.column_stack([ARCFACE_TEMPLATE - centre, [0, 0, nose, 4, 4]])
+    y, p = np.radians(yaw), np.radians(pitch)
+    turn = np.array([[np.cos(y), 0, np.sin(y)], [0, 1, 0], [-np.sin(y), 0, np.cos(y)]])
+    nod = np.array([[1, 0, 0], [0, np.cos(p), -np.sin(p)], [0, np.sin(p), np.cos(p)]])
+    points = (head @ turn.T @ nod.T)[:, :2] + centre
+    assert processor.align(picture(), points).size == (112, 112)
 
 
 # --- wrong input --------------------------------------------------------------------------------------------------

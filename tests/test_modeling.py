@@ -3,7 +3,9 @@
 import copy
 import hashlib
 import json
+import math
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -268,6 +270,9 @@ def test_domain_weights_are_taken_and_checked(tiny_model: AdaptFaceModel) -> Non
         torch.testing.assert_close(one.features[0], mixed.features[i], atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match=r"domain_weights of shape \(2,\).*general, pose, age"):
         tiny_model(images(), domain_weights=torch.ones(2))
+    for wrong in ([1.0, 1.0, 1.0], [2.0, -1.0, 0.0], [math.nan, 0.5, 0.5]):
+        with pytest.raises(ValueError, match="at least 0 that sum to 1"):
+            tiny_model(images(), domain_weights=torch.tensor(wrong))
     with pytest.raises(ValueError, match=r"pixel_values of shape \(3, 56, 56\)"):
         tiny_model(images()[0])
 
@@ -301,6 +306,24 @@ def test_gradient_checkpointing_changes_nothing(tiny_model: AdaptFaceModel) -> N
     tiny_model.gradient_checkpointing_enable({"use_reentrant": False})
     for a, b in zip(gradients(), plain, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_a_mix_is_refused_where_there_is_none(tiny_backbone_dir: Path) -> None:
+    for options in ({"domains": ["general"]}, {"adaptation": "frozen"}):
+        model = AdaptFaceModel.from_backbone(tiny_backbone_dir, **{**SIZES, "router_layer": None, **options})
+        with pytest.raises(ValueError, match="no router"):
+            model(images(), domain_weights=torch.ones(1))
+
+
+def test_router_and_projection_leave_autocast(tiny_model: AdaptFaceModel) -> None:
+    x = torch.randn(4, 32, generator=torch.Generator().manual_seed(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, output = tiny_model.router(x), tiny_model(images(), output_hidden_states=True)
+    assert torch.equal(logits, tiny_model.router(x))
+    expected = F.linear(
+        output.last_hidden_state[:, 0].float(), tiny_model.projection.weight, tiny_model.projection.bias
+    )
+    assert torch.equal(output.features, expected)
 
 
 def test_autocast_and_a_base_held_in_bfloat16(tiny_model: AdaptFaceModel) -> None:
@@ -452,14 +475,16 @@ def test_other_bases_are_refused(saved: Path, tiny_backbone_dir: Path, tmp_path:
 
     def refused(message: str, **values: Any) -> None:
         base = tmp_path / "base"
-        point_to(saved, backbone=str(base), **values)
+        digest = hashlib.sha256((base / "model.safetensors").read_bytes()).hexdigest()
+        point_to(saved, backbone=str(base), **{"backbone_sha256": digest, **values})
         with pytest.raises(ValueError, match=message):
             AdaptFaceModel.from_pretrained(saved)
 
     Dinov2Model(Dinov2Config(**TINY_BACKBONE)).save_pretrained(tmp_path / "base")
-    refused("has other weights.*SHA-256")
+    refused("has other weights.*SHA-256", backbone_sha256="0" * 64)
+    refused("pins no base", backbone_sha256=None)
     Dinov2Model(Dinov2Config(**{**TINY_BACKBONE, "hidden_size": 48})).save_pretrained(tmp_path / "base")
-    refused("hidden_size 48 instead of 32", backbone_sha256=None)
+    refused("hidden_size 48 instead of 32")
     ViTModel(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(tmp_path / "base")
     refused("'vit' model")
 
@@ -473,6 +498,66 @@ def test_other_bases_are_refused(saved: Path, tiny_backbone_dir: Path, tmp_path:
     (tmp_path / "base" / "model.safetensors").rename(tmp_path / "base" / "pytorch_model.bin")
     with pytest.raises(OSError, match=r"no model\.safetensors"):
         AdaptFaceModel.from_backbone(tmp_path / "base", **SIZES)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_attention_heads", 4), ("mlp_ratio", 3), ("patch_size", 7), ("qkv_bias", False),
+     ("use_swiglu_ffn", True), ("hidden_act", "relu"), ("layer_norm_eps", 1e-3)],
+)  # fmt: skip
+def test_a_base_that_computes_otherwise_is_refused(saved: Path, tmp_path: Path, field: str, value: Any) -> None:
+    """Of the same digest: a changed config.json alone must not pass."""
+    shutil.copytree(Path(AdaptFaceConfig.from_pretrained(saved).backbone), tmp_path / "base")
+    point_to(tmp_path / "base", **{field: value})
+    point_to(saved, backbone=str(tmp_path / "base"))
+    with pytest.raises(ValueError, match=f"not the one this model was made for: {field} {value!r} instead of"):
+        AdaptFaceModel.from_pretrained(saved)
+
+
+def test_a_base_brings_no_dropout_along(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(Path(AdaptFaceConfig.from_pretrained(saved).backbone), tmp_path / "base")
+    point_to(tmp_path / "base", hidden_dropout_prob=0.5, drop_path_rate=0.5)
+    point_to(saved, backbone=str(tmp_path / "base"))
+    loaded = AdaptFaceModel.from_pretrained(saved)
+    assert not [m for m in loaded.backbone.modules() if isinstance(m, torch.nn.Dropout) and m.p > 0]
+    assert loaded.backbone.config.drop_path_rate == 0
+
+
+@pytest.mark.parametrize("cut", [0, 5, 600])
+def test_cut_off_weights_are_named(saved: Path, tmp_path: Path, cut: int) -> None:
+    base = Path(AdaptFaceConfig.from_pretrained(saved).backbone)
+    shutil.copytree(base, tmp_path / "base")
+    for folder, load in ((saved, AdaptFaceModel.from_pretrained), (tmp_path / "base", AdaptFaceModel.from_backbone)):
+        file = folder / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:cut])
+        with pytest.raises(ValueError, match=rf"{folder.name}.*damaged or cut off"):
+            load(folder)
+
+
+@pytest.mark.parametrize(
+    "override", [{"lora_alpha": math.nan}, {"router_layer": 99}, {"lora_rank": 0}, {"adapter_targets": "nonsense"}]
+)
+def test_overrides_are_checked_like_the_configuration(saved: Path, override: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"AdaptFaceConfig.{next(iter(override))}="):
+        AdaptFaceModel.from_pretrained(saved, **override)
+
+
+def test_misspelt_fields_are_refused(tiny_backbone_dir: Path) -> None:
+    with pytest.raises(TypeError, match="lora_rnak: no field of AdaptFaceConfig"):
+        AdaptFaceModel.from_backbone(tiny_backbone_dir, lora_rnak=8)
+
+
+def test_adapters_of_a_random_base_are_not_saved(tiny_config: AdaptFaceConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="base is random or unknown"):
+        AdaptFaceModel(tiny_config).save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_where_to_look_on_the_hub_reaches_the_base(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(AdaptFaceModel, "_load_backbone", lambda self, hub: seen.append(hub))
+    AdaptFaceModel.from_pretrained(saved, cache_dir="/somewhere", local_files_only=True, token="t", revision="main")
+    assert seen == [{"cache_dir": "/somewhere", "local_files_only": True, "token": "t"}]
 
 
 def test_sharded_bases_are_loaded_and_checked(tiny_backbone_dir: Path, tmp_path: Path) -> None:
