@@ -47,13 +47,18 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     model.add_argument("--model", action="append", default=[], help="AdaptFace model: folder or Hub id")
     model.add_argument("--revision", help="Hub revision of --model")
     model.add_argument("--zero_shot", action="append", default=[], help="plain backbone (CLS token): folder or Hub id")
+    model.add_argument("--zero_shot_revision", help="Hub revision of --zero_shot")
     model.add_argument("--zero_shot_size", type=_positive, help="its input side, px (default: its own, at most 224)")
     model.add_argument("--onnx", action="append", default=[], type=Path, help="peer as an ONNX file")
-    model.add_argument("--onnx_size", type=_positive, help="its input side, px (default: read from the file)")
     model.add_argument(
-        "--onnx_mean", type=float, nargs=3, default=IMAGENET_MEAN, help="RGB mean, 0..1 (default: ImageNet)"
+        "--onnx_size", type=_positive, action="append",
+        help="its input side, px (default: read from the file); like mean and deviation once for all peers, or once "
+        "for each in their order",
+    )  # fmt: skip
+    model.add_argument(
+        "--onnx_mean", type=float, nargs=3, action="append", help="its RGB mean, 0..1 (default: ImageNet)"
     )
-    model.add_argument("--onnx_std", type=float, nargs=3, default=IMAGENET_STD, help="RGB standard deviation")
+    model.add_argument("--onnx_std", type=float, nargs=3, action="append", help="its RGB standard deviation")
     data = parser.add_argument_group("benchmarks")
     data.add_argument(
         "--benchmark", action="append", required=True, type=Path, help=".csv, .txt or .bin; several allowed"
@@ -73,6 +78,12 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not options.model and not options.zero_shot and not options.onnx:
         parser.error("nothing to evaluate: give --model, --zero_shot or --onnx")
+    peers = len(options.onnx)
+    for name, default in (("onnx_size", None), ("onnx_mean", IMAGENET_MEAN), ("onnx_std", IMAGENET_STD)):
+        values = getattr(options, name) or [default]
+        if len(values) not in (1, peers):
+            parser.error(f"--{name} is given {len(values)} times for {peers} --onnx: give it once, or once for each")
+        setattr(options, name, values * peers if len(values) == 1 else values)
     if options.output_dir.exists() and not options.output_dir.is_dir():
         parser.error(f"--output_dir {options.output_dir} is a file")
     return options
@@ -101,16 +112,17 @@ def _device(text: str) -> torch.device:
 
 def embedder_loaders(options: argparse.Namespace) -> list[Callable[[], Embedder]]:
     """One function an embedder, so that only one model is in memory at a time; ONNX files are opened here."""
-    peers = [OnnxEmbedder(path, options.onnx_size, options.onnx_mean, options.onnx_std) for path in options.onnx]
+    inputs = zip(options.onnx, options.onnx_size, options.onnx_mean, options.onnx_std, strict=True)
+    peers = [OnnxEmbedder(*given) for given in inputs]
     for folder in options.model + options.zero_shot:
         # "user/name" may be a Hub id; anything that looks like a path must exist.
         looks_local = folder.startswith((".", "~")) or folder.count("/") > 1 or Path(folder).is_absolute()
         if looks_local and not (Path(folder) / "config.json").is_file():
             raise FileNotFoundError(f"{folder} is not a model folder: it has no config.json")
-    device, size = options.device, options.zero_shot_size
+    device, size, revision = options.device, options.zero_shot_size, options.zero_shot_revision
     loaders: list[Callable[[], Embedder]] = []
     loaders += [partial(ModelEmbedder.from_pretrained, name, options.revision, device) for name in options.model]
-    loaders += [partial(BackboneEmbedder.from_pretrained, name, None, size, device) for name in options.zero_shot]
+    loaders += [partial(BackboneEmbedder.from_pretrained, name, revision, size, device) for name in options.zero_shot]
     loaders += [partial(_opened, peer) for peer in peers]
     return loaders
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ def build_card(
     settings: Mapping[str, Any] | None,
     *,
     name: str,
+    weights_sha256: str | None = None,
     license_id: str | None = None,
 ) -> ModelCard:
     """Write the README.md of a release.
@@ -50,10 +51,11 @@ def build_card(
     Args:
         config (`AdaptFaceConfig`): the model's configuration.
         counts (`dict`): its parameter counts, `AdaptFaceModel.summary()`.
-        results (`dict`, *optional*): content of `results.json`. Rows of other embedders are shown for comparison and
-            stay out of the metadata.
+        results (`dict`, *optional*): content of `results.json`. Rows of other embedders, also of other AdaptFace
+            models, are shown for comparison and stay out of the metadata.
         settings (`dict`, *optional*): content of the run's `settings.yaml`.
         name (`str`): Hub id, or name of the release folder; what the example loads.
+        weights_sha256 (`str`, *optional*): digest of this model's weights; rows with it are this model's.
         license_id (`str`, *optional*): Hub licence id of the weights. Default: that of the code if only synthetic faces
             were used in training, else "other": the terms of the training data.
     Returns:
@@ -62,7 +64,7 @@ def build_card(
         ValueError: a value is no number where one belongs, or a placeholder is left in the text.
     """
     settings = settings or {}
-    rows = list(results["results"]) if results else []
+    rows = [{**row, "ours": is_of(row, weights_sha256)} for row in results["results"]] if results else []
     local, training_data = is_local(config.backbone), _training_data(settings)
     license_id = license_id or (CODE_LICENSE if training_data == SYNTHETIC else "other")
     base = (
@@ -106,13 +108,18 @@ def build_card(
     return ModelCard(text)
 
 
+def is_of(row: Mapping[str, Any], weights_sha256: str | None) -> bool:
+    """Whether a row of `results.json` was measured with exactly these weights."""
+    return weights_sha256 is not None and row["embedder"].get("weights_sha256") == weights_sha256
+
+
 def is_local(backbone: str) -> bool:
     """Whether the base is a folder of this machine, as transformers decides it, rather than a Hub id."""
     return Path(backbone).is_dir() or Path(backbone).is_absolute()
 
 
 def _metadata(
-    config: AdaptFaceConfig, rows: list[Mapping[str, Any]], name: str, license_id: str, settings: Mapping[str, Any]
+    config: AdaptFaceConfig, rows: Sequence[Mapping[str, Any]], name: str, license_id: str, settings: Mapping[str, Any]
 ) -> ModelCardData:
     """The YAML block; its model-index holds this model's own accuracy and AUC, as fractions."""
     evaluations = [
@@ -126,7 +133,7 @@ def _metadata(
             metric_value=_number(row[key], row),
         )
         for row in rows
-        if _is_ours(row)
+        if row["ours"]
         for metric, label, key in (("accuracy", "Accuracy", "accuracy"), ("roc_auc", "AUC", "auc"))
     ]
     optional: dict[str, Any] = {}
@@ -168,7 +175,7 @@ def _adaptation(config: AdaptFaceConfig) -> str:
     return f"{mix}, rank {config.lora_rank}, scaling {config.scaling:g},"
 
 
-def _warnings(config: AdaptFaceConfig, rows: list[Mapping[str, Any]], local: bool, training_data: str) -> list[str]:
+def _warnings(config: AdaptFaceConfig, rows: Sequence[Mapping[str, Any]], local: bool, training_data: str) -> list[str]:
     warnings = []
     if local and config.adaptation != "full":
         warnings.append(
@@ -177,12 +184,12 @@ def _warnings(config: AdaptFaceConfig, rows: list[Mapping[str, Any]], local: boo
         )
     if training_data == SYNTHETIC:
         warnings.append("Trained on synthetic (rendered) faces only: a demonstration, of no use on real faces.")
-    if not any(_is_ours(row) for row in rows):
+    if not any(row["ours"] for row in rows):
         warnings.append("Not evaluated: how well this model compares faces is not measured.")
     return warnings
 
 
-def _evaluation(rows: list[Mapping[str, Any]]) -> str:
+def _evaluation(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table of results, with the protocol of each benchmark below it."""
     if not rows:
         return f"Accuracy, AUC, EER and TAR@FAR: {NOT_MEASURED}."
@@ -195,7 +202,7 @@ def _evaluation(rows: list[Mapping[str, Any]]) -> str:
         rates = [f"{100 * _number(r['tar'], row):.2f} @ {r['far']:g}" for r in row["tar_at_far"]]
         cells = [
             _benchmark(row),
-            "**this model**" if _is_ours(row) else f"{Path(row['embedder']['name']).name} ({row['embedder']['kind']})",
+            "**this model**" if row["ours"] else f"{Path(row['embedder']['name']).name} ({row['embedder']['kind']})",
             f"{row['pairs']:,}",
             f"{100 * _number(row['accuracy'], row):.2f} ± {100 * _number(row['accuracy_std'], row):.2f}",
             f"{_number(row['auc'], row):.4f}",
@@ -247,10 +254,6 @@ def _setting(settings: Mapping[str, Any], key: str) -> str:
     """A setting as a cell; null in the settings leaves the choice to the code."""
     value = settings.get(key, NOT_STATED)
     return "default" if value is None else _cell(value)
-
-
-def _is_ours(row: Mapping[str, Any]) -> bool:
-    return row["embedder"]["kind"] == AdaptFaceConfig.model_type
 
 
 def _benchmark(row: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
 from adaptface.data.pairs import PairSet
 from adaptface.metrics import MIN_FALSE_ACCEPTS, THRESHOLDS, group_scores, pair_distances, verification_report
 from image_processing_adaptface import AdaptFaceImageProcessor
+from modeling_adaptface import weights_sha256
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -55,7 +56,7 @@ class Embedder(Protocol):
         """Where it computes."""
 
     def describe(self) -> dict[str, Any]:
-        """Kind, name, revision and input of the embedder, JSON-ready."""
+        """Kind, name, revision (commit or digest of the weights) and input of the embedder, JSON-ready."""
 
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """`(B, 3, H, W)` on `self.device` -> raw features `(B, E)`, float32."""
@@ -75,6 +76,11 @@ def _describe_input(processor: Any) -> dict[str, Any]:
     }
 
 
+def _revision(config: Any, digest: str | None) -> str | None:
+    """The commit on the Hub, or for a folder the digest of its weights."""
+    return getattr(config, "_commit_hash", None) or (f"sha256:{digest}" if digest else None)
+
+
 class ModelEmbedder:
     """An AdaptFace model, from a folder, a Hub id or the live objects.
 
@@ -84,11 +90,14 @@ class ModelEmbedder:
         model: `AdaptFaceModel`; its `features`, the embedding before normalisation, are used.
         processor: `AdaptFaceImageProcessor`.
         name: what reports call it.
+        digest: SHA-256 of the weights it was loaded from; ties a result to them.
     Raises:
         ValueError: the model is of another kind.
     """
 
-    def __init__(self, model: PreTrainedModel, processor: Any, name: str = "adaptface") -> None:
+    def __init__(
+        self, model: PreTrainedModel, processor: Any, name: str = "adaptface", digest: str | None = None
+    ) -> None:
         if model.config.model_type != "adaptface":  # remote code has its own class: isinstance would not tell
             raise ValueError(
                 f"{name} is a {model.config.model_type} model, not an AdaptFace model; "
@@ -97,6 +106,7 @@ class ModelEmbedder:
         self.model = model
         self.preprocess = Preprocess(processor)
         self.name = name
+        self.digest = digest
 
     @classmethod
     def from_pretrained(
@@ -106,7 +116,7 @@ class ModelEmbedder:
         name = str(folder_or_id)
         processor = AutoImageProcessor.from_pretrained(name, revision=revision, trust_remote_code=True)
         model = AutoModel.from_pretrained(name, revision=revision, trust_remote_code=True, dtype=torch.float32)
-        return cls(model.to(device or default_device()), processor, name)
+        return cls(model.to(device or default_device()), processor, name, weights_sha256(name, revision, {}))
 
     @property
     def device(self) -> torch.device:
@@ -117,9 +127,11 @@ class ModelEmbedder:
         return {
             "kind": config.model_type,
             "name": self.name,
-            "revision": getattr(config, "_commit_hash", None),
-            "backbone": getattr(config, "backbone", None),
-            "backbone_revision": getattr(config, "backbone_revision", None),
+            "revision": _revision(config, self.digest),
+            "weights_sha256": self.digest,
+            "backbone": config.backbone,
+            "backbone_revision": config.backbone_revision,
+            "backbone_sha256": config.backbone_sha256,
             **_describe_input(self.preprocess.processor),
         }
 
@@ -133,22 +145,39 @@ class ModelEmbedder:
 
 
 class BackboneEmbedder:
-    """A plain Hugging Face vision backbone, zero-shot: the CLS token of its last hidden state.
+    """A plain Hugging Face vision transformer, zero-shot: the CLS token of its last hidden state.
 
-    Images are normalised with ImageNet's mean and standard deviation.
+    Of a model of images and text (CLIP) the vision tower is taken. Images are normalised with ImageNet's mean and
+    standard deviation.
 
     Args:
         model: the backbone; the device is the model's.
         image_size (`int`, *optional*): input side in pixels. Default: 224, or the size of `model.config` if smaller.
         name: what reports call it.
+        digest: SHA-256 of the weights it was loaded from; ties a result to them.
+    Raises:
+        ValueError: the model takes no images, or images of no such size.
     """
 
-    def __init__(self, model: PreTrainedModel, image_size: int | None = None, name: str = "backbone") -> None:
-        self.model = model.eval()
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        image_size: int | None = None,
+        name: str = "backbone",
+        digest: str | None = None,
+    ) -> None:
+        tower: Any = getattr(model, "vision_model", model)
+        if tower.main_input_name != "pixel_values":
+            raise ValueError(f"{name} is a {tower.config.model_type} model and takes no images; name a vision backbone")
+        self.model = tower.eval()
         if image_size is None:
-            image_size = min(224, getattr(model.config, "image_size", 224))
+            image_size = min(224, getattr(tower.config, "image_size", 224))
+        patch = getattr(tower.config, "patch_size", 1)
+        if image_size < patch:
+            raise ValueError(f"{name}: {image_size} px is less than one patch of {patch} px; give a larger size")
         self.preprocess = Preprocess(AdaptFaceImageProcessor(size=image_size))
         self.name = name
+        self.digest = digest
 
     @classmethod
     def from_pretrained(
@@ -159,8 +188,13 @@ class BackboneEmbedder:
         device: torch.device | str | None = None,
     ) -> BackboneEmbedder:
         """Load a backbone in float32."""
-        model = AutoModel.from_pretrained(str(folder_or_id), revision=revision, dtype=torch.float32)
-        return cls(model.to(device or default_device()), image_size, str(folder_or_id))
+        name = str(folder_or_id)
+        model = AutoModel.from_pretrained(name, revision=revision, dtype=torch.float32)
+        try:
+            digest = weights_sha256(name, revision, {})
+        except OSError:  # weights of another format
+            digest = None
+        return cls(model.to(device or default_device()), image_size, name, digest)
 
     @property
     def device(self) -> torch.device:
@@ -170,12 +204,18 @@ class BackboneEmbedder:
         return {
             "kind": "zero-shot backbone",
             "name": self.name,
-            "revision": getattr(self.model.config, "_commit_hash", None),
+            "revision": _revision(self.model.config, self.digest),
             **_describe_input(self.preprocess.processor),
         }
 
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.model(pixel_values).last_hidden_state[:, 0].float()  # (B, D)
+        tokens = self.model(pixel_values).last_hidden_state  # (B, 1 + N, D)
+        if tokens.ndim != 3:
+            raise ValueError(
+                f"{self.name}: its last hidden state has the shape {tuple(tokens.shape)} and no CLS token; name a "
+                "vision transformer"
+            )
+        return tokens[:, 0].float()  # (B, D)
 
 
 class OnnxEmbedder:
@@ -252,7 +292,10 @@ class OnnxEmbedder:
         if count % step:  # a fixed batch size: repeat the last image to fill the last batch
             images = np.concatenate([images, np.repeat(images[-1:], -count % step, axis=0)])
         name = self.session.get_inputs()[0].name
-        outputs = [self.session.run(None, {name: images[i : i + step]})[0] for i in range(0, len(images), step)]
+        try:
+            outputs = [self.session.run(None, {name: images[i : i + step]})[0] for i in range(0, len(images), step)]
+        except Exception as error:  # onnxruntime's own classes derive from Exception
+            raise ValueError(f"{self.path}: onnxruntime cannot run it on {images.shape[1:]}: {error}") from error
         if outputs[0].ndim != 2 or len(outputs[0]) != step:
             raise ValueError(f"{self.path}: first output has shape {outputs[0].shape}, not ({step}, E)")
         return torch.from_numpy(np.concatenate(outputs)[:count]).float()

@@ -28,9 +28,10 @@ import torch
 import yaml
 from safetensors import safe_open
 
-from adaptface.card import build_card
+from adaptface.card import TEMPLATE, build_card, is_of
+from configuration_adaptface import AdaptFaceConfig
 from image_processing_adaptface import AdaptFaceImageProcessor
-from modeling_adaptface import AdaptFaceModel
+from modeling_adaptface import AdaptFaceModel, weights_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = ("configuration_adaptface.py", "image_processing_adaptface.py", "modeling_adaptface.py")
@@ -60,7 +61,8 @@ def stage_release(
 
     Args:
         model_dir (`Path`): folder written by `save_pretrained` of model and processor (`runs/NAME/best`).
-        results (`Path`, *optional*): `results.json` of `eval_benchmarks.py`; without it the card says "not measured".
+        results (`Path`, *optional*): `results.json` of `eval_benchmarks.py`, with a row of exactly these weights;
+            without it the card says "not measured".
         out_dir (`Path`): the release folder. An older release there is replaced; any other content is refused.
         settings (`Path`, *optional*): `settings.yaml` of the run, for the card.
         license_id (`str`, *optional*): Hub licence id of the weights; see `adaptface.card.build_card`.
@@ -69,7 +71,7 @@ def stage_release(
         `float`: largest absolute difference between the embeddings of the release and those of `model_dir`.
     Raises:
         FileNotFoundError: a named file is missing.
-        FileExistsError: `out_dir` holds something that is not a release.
+        FileExistsError: `out_dir` is `model_dir`, or holds something that is not a release.
         ReleaseError: the folder breaks a rule, or does not load to the same embeddings.
     """
     for path in (results, settings):
@@ -77,8 +79,9 @@ def stage_release(
             raise FileNotFoundError(f"{path} is not there; run the evaluation or leave it out")
     if not (model_dir / "config.json").is_file():
         raise FileNotFoundError(f"{model_dir} holds no saved model (no config.json); give a run's best/ folder")
-    if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / "config.json").is_file():
-        raise FileExistsError(f"{out_dir} holds files that are no release; name an empty or new folder")
+    for needed in ("LICENSE", "pyproject.toml", TEMPLATE.relative_to(ROOT)):
+        _project_file(needed)
+    _require_replaceable(out_dir, model_dir)
 
     model = AdaptFaceModel.from_pretrained(model_dir)
     if model.config.adaptation == "full" and not allow_full:
@@ -86,13 +89,27 @@ def stage_release(
             f"{model_dir}: adaptation='full' would publish every weight of {model.config.backbone}; pass --allow_full "
             "if its licence and size permit that"
         )
+    digest = weights_sha256(model_dir, None, {})
     scores = json.loads(results.read_text(encoding="utf-8")) if results else None
+    if scores is not None and not any(is_of(row, digest) for row in scores["results"]):
+        raise ReleaseError(
+            f"{results} was not measured with the weights of {model_dir} (SHA-256 {digest}); evaluate them again, or "
+            "move the file away to release without results"
+        )
+    processor = AdaptFaceImageProcessor.from_pretrained(model_dir)
+    if processor.size["height"] != model.config.image_size:
+        raise ReleaseError(
+            f"{model_dir}: the processor makes images of {processor.size['height']} px, the model was trained on "
+            f"{model.config.image_size} px; save the processor of the run"
+        )
     run = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings else None
-    card = build_card(model.config, model.summary(), scores, run, name=out_dir.name, license_id=license_id)
+    card = build_card(
+        model.config, model.summary(), scores, run, name=out_dir.name, weights_sha256=digest, license_id=license_id
+    )
 
     with _replacing(out_dir) as folder:
         model.save_pretrained(folder)
-        AdaptFaceImageProcessor.from_pretrained(model_dir).save_pretrained(folder)
+        processor.save_pretrained(folder)
         (folder / "README.md").write_text(f"{card}\n", encoding="utf-8", newline="\n")
         (folder / "requirements.txt").write_text(_requirements(), encoding="utf-8", newline="\n")
         shutil.copyfile(_project_file("LICENSE"), folder / "LICENSE")
@@ -184,6 +201,23 @@ def _load_in_clean_process(
         return json.loads(process.stdout.splitlines()[-1]), dict(arrays)
 
 
+def _require_replaceable(out_dir: Path, model_dir: Path) -> None:
+    """Refuse a target whose replacement would lose anything but an older release."""
+    if out_dir.resolve() == model_dir.resolve():
+        raise FileExistsError(f"{out_dir} is the model that is to be released; name another folder")
+    if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
+        return
+    files = {path.relative_to(out_dir).as_posix() for path in out_dir.rglob("*") if not path.is_dir()}
+    config = out_dir / "config.json"
+    try:
+        kind = json.loads(config.read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        kind = None
+    if kind != AdaptFaceConfig.model_type or files - ALLOWED_FILES:
+        strangers = ", ".join(sorted(files - ALLOWED_FILES)[:5]) or "config.json of another model"
+        raise FileExistsError(f"{out_dir} holds files that are no release ({strangers}); name an empty or new folder")
+
+
 @contextmanager
 def _replacing(out_dir: Path) -> Iterator[Path]:
     """A temporary folder beside `out_dir` that takes its name if the block ends well, and vanishes if it does not."""
@@ -197,7 +231,7 @@ def _replacing(out_dir: Path) -> Iterator[Path]:
         staged.rename(out_dir)
 
 
-def _project_file(name: str) -> Path:
+def _project_file(name: str | Path) -> Path:
     path = ROOT / name
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there; stage releases from a checkout of the project")

@@ -23,7 +23,7 @@ def _row(kind: str = "adaptface", **values: Any) -> dict[str, Any]:
     row = {
         "benchmark": "lfw", "data": "unspecified",
         "protocol": {"score": "d = 2 - 2 cos", "folds": "10 contiguous folds"},
-        "embedder": {"kind": kind, "name": "/home/someone/runs/x/best"},
+        "embedder": {"kind": kind, "name": "/home/someone/runs/x/best", "weights_sha256": "5ha"},
         "pairs": 6000, "accuracy": 0.98765, "accuracy_std": 0.0043, "auc": 0.99912, "eer": 0.0123,
         "tar_at_far": [{"far": 0.001, "tar": 0.9321}], "warnings": [],
     }  # fmt: skip
@@ -39,12 +39,15 @@ def _card(
     """Text and metadata of a card, as read back by huggingface_hub."""
     results = None if rows is None else {"results": rows}
     config = config or AdaptFaceConfig(backbone_revision="1234abc")
-    text = str(build_card(config, COUNTS, results, settings, name="user/faces", **kwargs))
+    text = str(build_card(config, COUNTS, results, settings, name="user/faces", weights_sha256="5ha", **kwargs))
     return text, ModelCard(text).data.to_dict()
 
 
 def test_numbers_and_protocol_come_from_the_results() -> None:
-    text, metadata = _card(rows=[_row(), _row("onnx", embedder={"kind": "onnx", "name": "peer.onnx"}, accuracy=0.5)])
+    stranger = {"kind": "adaptface", "name": "someone/better", "weights_sha256": "other"}
+    peer = {"kind": "onnx", "name": "peer.onnx"}
+    text, metadata = _card(rows=[_row(), _row(embedder=stranger, accuracy=0.999), _row(embedder=peer, accuracy=0.5)])
+    assert "| lfw | better (adaptface) | 6,000 | 99.90" in text
     assert "| lfw | **this model** | 6,000 | 98.77 ± 0.43 | 0.9991 | 1.23 | 93.21 @ 0.001 |" in text
     assert "| lfw | peer.onnx (onnx) | 6,000 | 50.00" in text
     assert "score: d = 2 - 2 cos; folds: 10 contiguous folds." in text

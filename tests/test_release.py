@@ -5,6 +5,7 @@ The clean process costs an import of transformers, so that one release serves mo
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -39,9 +40,11 @@ def _save_run(run: Path, base: Path, **config: object) -> AdaptFaceModel:
 def run(tiny_backbone_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     _save_run(folder, tiny_backbone_dir)
+    digest = hashlib.sha256((folder / "best" / "model.safetensors").read_bytes()).hexdigest()
     row = {
         "benchmark": "dev", "data": "synthetic", "protocol": {"folds": "10 contiguous folds"},
-        "embedder": {"kind": "adaptface", "name": "best"}, "pairs": 100, "accuracy": 0.75, "accuracy_std": 0.01,
+        "embedder": {"kind": "adaptface", "name": "best", "weights_sha256": digest},
+        "pairs": 100, "accuracy": 0.75, "accuracy_std": 0.01,
         "auc": 0.8, "eer": 0.2, "tar_at_far": [], "warnings": [],
     }  # fmt: skip
     (folder / "results").mkdir()
@@ -116,8 +119,7 @@ def test_a_release_that_needs_this_project_is_refused(released: Path, run: Path,
 class TestStaging:
     def test_an_older_release_is_replaced(self, run: Path, released: Path, tmp_path: Path) -> None:
         out = Path(shutil.copytree(released, tmp_path / "out"))
-        (out / "config.json").write_text("{}", encoding="utf-8")
-        (out / "leftover.txt").write_text("", encoding="utf-8")
+        (out / "README.md").write_text("older", encoding="utf-8")
         stage_release(run / "best", None, out)
         assert {path.name for path in out.iterdir()} == ALLOWED_FILES - {"results.json"}
         assert "not measured" in (out / "README.md").read_text(encoding="utf-8")
@@ -140,7 +142,34 @@ class TestStaging:
         (tmp_path / "thesis.txt").write_text("", encoding="utf-8")
         with pytest.raises(FileExistsError, match="no release"):
             stage_release(run / "best", None, tmp_path)
+        (tmp_path / "config.json").write_text('{"my": "project"}', encoding="utf-8")
+        with pytest.raises(FileExistsError, match="no release"):
+            stage_release(run / "best", None, tmp_path)
         assert (tmp_path / "thesis.txt").is_file()
+
+    def test_a_release_with_other_files_in_it_is_refused(self, run: Path, released: Path, tmp_path: Path) -> None:
+        out = Path(shutil.copytree(released, tmp_path / "out"))
+        (out / "notes").mkdir()
+        (out / "notes" / "thesis.txt").write_text("", encoding="utf-8")
+        with pytest.raises(FileExistsError, match=r"no release \(notes/thesis\.txt\)"):
+            stage_release(run / "best", None, out)
+        with pytest.raises(FileExistsError, match="is the model that is to be released"):
+            stage_release(run / "best", None, run / "release" / ".." / "best")
+        assert (out / "notes" / "thesis.txt").is_file() and (run / "best" / "model.safetensors").is_file()
+
+    def test_results_of_other_weights_are_refused(self, run: Path, tmp_path: Path) -> None:
+        content = json.loads((run / "results" / "results.json").read_text(encoding="utf-8"))
+        content["results"][0]["embedder"]["weights_sha256"] = "0" * 64
+        (tmp_path / "results.json").write_text(json.dumps(content), encoding="utf-8")
+        with pytest.raises(ReleaseError, match="was not measured with the weights of"):
+            stage_release(run / "best", tmp_path / "results.json", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    def test_a_processor_of_another_size_is_refused(self, run: Path, tmp_path: Path) -> None:
+        model = Path(shutil.copytree(run / "best", tmp_path / "best"))
+        AdaptFaceImageProcessor(size=112).save_pretrained(model)
+        with pytest.raises(ReleaseError, match="images of 112 px, the model was trained on 56 px"):
+            stage_release(model, None, tmp_path / "out")
 
     def test_a_full_fine_tuning_is_refused_unless_asked_for(
         self, tiny_backbone_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
