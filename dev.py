@@ -18,7 +18,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-ENVIRONMENT = Path(os.environ.get("ADAPTFACE_VENV", ROOT / ".venv"))
+ENVIRONMENT = Path(os.environ.get("ADAPTFACE_VENV", ROOT / ".venv")).absolute()
 PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 RUN = "runs/quickstart"
 
@@ -39,8 +39,10 @@ def setup() -> None:
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == digest:
         return
     print(f"installing into {ENVIRONMENT}: some minutes the first time", flush=True)
-    if not PYTHON.is_file():
-        venv.create(ENVIRONMENT, with_pip=True)
+    # An interrupted or half-made environment has no working pip: make it anew.
+    probe = [str(PYTHON), "-m", "pip", "--version"]
+    if not PYTHON.is_file() or subprocess.run(probe, capture_output=True, check=False).returncode:
+        venv.create(ENVIRONMENT, with_pip=True, clear=True)
     run("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", "constraints.txt", "-e", ".[test]")
     stamp.write_text(digest, encoding="utf-8")
 

@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import json
 import math
 import os
+import shutil
 import signal
 import statistics
 import sys
@@ -65,7 +67,7 @@ from adaptface.checkpoint import (
 from adaptface.data.augmentation import TrainingFaces, build_augmentation
 from adaptface.data.pairs import PairSet, load_pairs
 from adaptface.data.sources import FaceSource, open_source
-from adaptface.data.synthetic import write_synthetic
+from adaptface.data.synthetic import PARAMETERS_FILE, write_synthetic
 from adaptface.embedding import ModelEmbedder, embed_images, evaluate_pairs
 from adaptface.files import write_text_atomically
 from adaptface.losses import (
@@ -90,6 +92,7 @@ from image_processing_adaptface import AdaptFaceImageProcessor
 from modeling_adaptface import AdaptFaceModel
 
 DRY_RUN_STEPS = 3
+FINGERPRINT_IMAGES = 32
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -105,15 +108,16 @@ def main(arguments: list[str] | None = None) -> None:
         accelerator = start_accelerator(settings)
         with tempfile.TemporaryDirectory() if settings.dry_run else nullcontext(settings.output_dir) as folder:
             job = prepare(settings, accelerator, Path(folder))
-            state = None if settings.dry_run else resume(job)
+            stopped = None
             if settings.dry_run:
                 dry_run(job)
-    except (ValueError, OSError) as error:
+            else:
+                state = resume(job)
+                start_run(job)
+                with StopRequest() as stop:
+                    stopped = train(job, state, stop)
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
-    stopped = None
-    if not settings.dry_run:
-        with StopRequest() as stop:
-            stopped = train(job, state, stop)
     del job  # gloo can hang at exit while modules still hold the process group
     accelerator.free_memory()
     gc.collect()
@@ -139,7 +143,7 @@ def train(job: Job, state: dict[str, Any] | None, stop: StopRequest) -> int | No
 
     state = state or {
         "step": 0, "history": [], "window": {}, "window_steps": 0, "skipped_steps": 0, "skipped_in_a_row": 0,
-        "data": job.fingerprint, "num_processes": accelerator.num_processes,
+        **job.fingerprints(), "num_processes": accelerator.num_processes,
     }  # fmt: skip
     log = RunLog(accelerator, run / "log.jsonl", state["step"])
     log.write("start" if state["step"] == 0 else "resume", state["step"], **job.describe())
@@ -199,8 +203,9 @@ def train(job: Job, state: dict[str, Any] | None, stop: StopRequest) -> int | No
                 if state["skipped_in_a_row"] >= settings.max_nonfinite_steps:
                     raise FloatingPointError(
                         f"{state['skipped_in_a_row']} steps in a row gave NaN or Inf (the last one was step "
-                        f"{state['step']}); the weights are as before them. Lower learning_rate or head_learning_rate, "
-                        "use mixed_precision: bf16 or no, or raise max_nonfinite_steps; then --resume auto"
+                        f"{state['step']}); the last checkpoint is from before them. Start a new run with a lower "
+                        "learning_rate or head_learning_rate, or with mixed_precision: bf16 or no; or raise "
+                        "max_nonfinite_steps and go on with --resume auto"
                     )
 
             window_images += job.batches.step_size
@@ -348,6 +353,15 @@ class StopRequest:
         print(f"{signal.Signals(number).name}: saving a checkpoint after this step", file=sys.stderr, flush=True)
 
 
+def ignore_stop_signals(worker: int) -> None:
+    """For loader workers: a signal to the whole process group must not take them away from the last step.
+
+    They end when the loader tells them to, or when they find their parent gone.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 # -------------------------------------------------------------------------------------------------- before the loop
 
 
@@ -369,13 +383,19 @@ class Job:
     parameters: list[nn.Parameter]  # those that train
     optimizer: torch.optim.Optimizer
 
-    @property
-    def fingerprint(self) -> str:
-        """Hash of identities, labels and domains, in order: a resumed run must see the same data."""
-        digest = hashlib.sha256("\n".join(self.source.identities).encode("utf-8"))
-        digest.update(np.ascontiguousarray(self.source.labels).tobytes())
-        digest.update(np.ascontiguousarray(self.source.domain_labels).tobytes())
-        return digest.hexdigest()
+    def fingerprints(self) -> dict[str, str | None]:
+        """Hashes of what a resumed run must find again: training data (labels, and some of the images), base, pairs."""
+        source, pairs = self.source, self.dev_pairs
+        data = hashlib.sha256("\n".join(source.identities).encode("utf-8"))
+        data.update(np.ascontiguousarray(source.labels).tobytes())
+        data.update(np.ascontiguousarray(source.domain_labels).tobytes())
+        for index in np.unique(np.linspace(0, len(source) - 1, num=FINGERPRINT_IMAGES).astype(int)):
+            data.update(source.image(int(index)).tobytes())
+        dev = None
+        if pairs is not None:
+            arrays = (pairs.index_a, pairs.index_b, pairs.same, pairs.folds)
+            dev = hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()
+        return {"data": data.hexdigest(), "base": self.model.config.backbone_sha256, "dev_pairs": dev}
 
     def describe(self) -> dict[str, Any]:
         """Counts for the log."""
@@ -407,6 +427,16 @@ def start_accelerator(settings: TrainSettings) -> Accelerator:
         project_dir=str(Path(settings.output_dir) / "trackers"),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=3))],  # others wait while one evaluates
     )
+    for variable, name in (
+        ("ACCELERATE_MIXED_PRECISION", "mixed_precision"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "gradient_accumulation"),
+    ):
+        wanted, own = os.environ.get(variable), str(getattr(settings, name))
+        if wanted not in (None, "no", "1", own):
+            raise ValueError(
+                f"{name}: the launcher asks for {wanted}, the settings say {own}; give --{name} {wanted}, or launch "
+                "without that option"
+            )
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     # `accelerate launch --cpu --num_processes 2` names a rendezvous and then starts one plain process.
     lost = "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
@@ -479,6 +509,7 @@ def prepare(settings: TrainSettings, accelerator: Accelerator, folder: Path) -> 
     )  # fmt: skip
     loader = DataLoader(
         faces, batch_sampler=batches, num_workers=settings.num_workers, persistent_workers=settings.num_workers > 0,
+        worker_init_fn=ignore_stop_signals,
         pin_memory=accelerator.device.type == "cuda",
     )  # fmt: skip
 
@@ -492,14 +523,16 @@ def prepare(settings: TrainSettings, accelerator: Accelerator, folder: Path) -> 
         settings, accelerator, folder, source, faces, batches, loader, pairs, processor, model, wrapped, trained,
         optimizer,
     )  # fmt: skip
+    labelled = int((source.domain_labels >= 0).sum())
+    if model.router is not None and not labelled and settings.domain_loss_weight > 0:
+        accelerator.print(
+            "no image carries a domain label: the router learns from the identity and balance losses alone"
+        )
     accelerator.print(
-        f"{source.name}: {len(source)} images of {len(source.identities)} identities; "
+        f"{source.name}: {len(source)} images of {len(source.identities)} identities, {labelled} with a domain label; "
         f"{batches.steps} steps of {batches.step_size} images an epoch\n{model.summary_table()}\n"
         f"identity head, training only: {sum(p.numel() for p in head.parameters()):,}"
     )
-    if settings.trackers and not settings.dry_run:
-        simple = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in vars(settings).items()}
-        accelerator.init_trackers("adaptface", simple)
     return job
 
 
@@ -522,10 +555,8 @@ def build_optimizer(trainer: FaceTrainer, settings: TrainSettings) -> torch.opti
 
 
 def open_run_folder(settings: TrainSettings, folder: Path) -> None:
-    """Make the run folder and write `settings.yaml`, without touching an earlier run unless told to."""
-    if settings.overwrite:
-        remove_run(folder)
-    elif settings.resume == "no" and (list_checkpoints(folder) or (folder / "last").exists()):
+    """Make the run folder; refuses one with an earlier run, unless told to resume or overwrite that."""
+    if not settings.overwrite and settings.resume == "no" and (list_checkpoints(folder) or (folder / "last").exists()):
         raise ValueError(
             f"output_dir: {folder} holds an earlier run; add --resume auto to go on with it, --overwrite true to "
             "delete it, or choose another --output_dir"
@@ -533,8 +564,20 @@ def open_run_folder(settings: TrainSettings, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("best", "last"):
         recover_model_folder(folder / name)
-    if not list_checkpoints(folder):
-        write_text_atomically(folder / SETTINGS, settings.to_yaml())
+
+
+def start_run(job: Job) -> None:
+    """Delete the earlier run where that was asked for, now that all else is checked; write settings, start trackers."""
+    settings, accelerator = job.settings, job.accelerator
+    if accelerator.is_main_process:
+        if settings.overwrite:
+            remove_run(job.folder)
+        if not list_checkpoints(job.folder):
+            write_text_atomically(job.folder / SETTINGS, settings.to_yaml())
+    accelerator.wait_for_everyone()
+    if settings.trackers:
+        simple = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in vars(settings).items()}
+        accelerator.init_trackers("adaptface", simple)
 
 
 def resume(job: Job) -> dict[str, Any] | None:
@@ -557,8 +600,14 @@ def resume(job: Job) -> dict[str, Any] | None:
     changes = changed_settings(saved, settings)
     if state["num_processes"] != accelerator.num_processes:
         changes.append(f"processes: {state['num_processes']} -> {accelerator.num_processes}")
-    if state["data"] != job.fingerprint:
-        changes.append("training data: other identities, labels or domains")
+    now = job.fingerprints()
+    for name, what in (
+        ("data", "training data: other identities, labels, domains or images"),
+        ("base", "backbone: other weights"),
+        ("dev_pairs", "dev_pairs: other pairs, so that the best epoch could not be told"),
+    ):
+        if state[name] != now[name]:
+            changes.append(what)
     if changes:
         raise ValueError(
             f"cannot resume {folder}: it was trained with other settings:\n  " + "\n  ".join(changes)
@@ -573,18 +622,34 @@ def resume(job: Job) -> dict[str, Any] | None:
 
 def tiny_random_base(folder: Path, settings: TrainSettings) -> str:
     """Write a small Dinov2 with random weights, always the same ones for a seed; returns its folder."""
-    if not (folder / "model.safetensors").is_file():
+    origin = json.dumps({"seed": settings.seed, "image_size": settings.image_size})
+    record = folder.with_name(f"{folder.name}.json")  # beside the base, which holds nothing but itself
+    made_of = record.read_text(encoding="utf-8") if record.is_file() else None
+    if made_of != origin or not (folder / "model.safetensors").is_file():
         torch.manual_seed(settings.seed)
         config = Dinov2Config(
             hidden_size=64, num_hidden_layers=4, num_attention_heads=4, mlp_ratio=2, patch_size=14,
             image_size=settings.image_size, layerscale_value=1.0, initializer_range=0.1,
         )  # fmt: skip
         save_model_folder(folder, Dinov2Model(config))
+        write_text_atomically(record, origin)
     return str(folder)
 
 
 def synthetic_faces(folder: Path, settings: TrainSettings) -> tuple[str, str, str]:
-    """Render the embedded faces, unless they are there; returns training folder, its CSV and the development pairs."""
+    """Render the embedded faces, unless they are there; returns training folder, its CSV and the development pairs.
+
+    Another set there is an error, or replaced if the run may be overwritten.
+    """
+    if settings.overwrite and (folder / PARAMETERS_FILE).is_file():
+        found = json.loads((folder / PARAMETERS_FILE).read_text(encoding="utf-8"))
+        wanted = {
+            "num_identities": settings.synthetic_identities, "images_per_identity": settings.synthetic_images,
+            "dev_identities": settings.synthetic_dev_identities, "pairs": settings.synthetic_pairs,
+            "seed": settings.seed,
+        }  # fmt: skip
+        if any(found.get(name) != value for name, value in wanted.items()):
+            shutil.rmtree(folder)
     write_synthetic(
         folder,
         num_identities=settings.synthetic_identities,
@@ -616,9 +681,8 @@ def selection_key(entry: dict[str, Any]) -> tuple[float, float]:
 def dry_run(job: Job) -> None:
     """Measure a few steps and an evaluation batch, and print what the whole run takes on this machine."""
     settings, accelerator, say = job.settings, job.accelerator, job.accelerator.print
-    known = int((job.source.domain_labels >= 0).sum())
     counts = np.bincount(job.source.labels)
-    say(f"images an identity: {counts.min()} to {counts.max()}; with a domain label: {known} of {len(job.source)}")
+    say(f"images an identity: {counts.min()} to {counts.max()}")
     for index in np.linspace(0, len(job.source) - 1, num=min(20, len(job.source))).astype(int):
         job.source.image(int(index))  # names the image if it cannot be decoded
     say("decoded 20 images spread over the set" if len(job.source) >= 20 else "decoded all images")
@@ -626,14 +690,20 @@ def dry_run(job: Job) -> None:
     job.trainer.train()
     batches = iter(job.loader)
     seconds = []
-    for step in range(min(DRY_RUN_STEPS + 1, job.batches.steps)):
+    # Time only what the workers deliver as fast as they can, not what they had prepared before (two batches each).
+    measured = max(DRY_RUN_STEPS, settings.num_workers)
+    prepared = 1 + math.ceil(2 * settings.num_workers / settings.gradient_accumulation)
+    for step in range(min(prepared + measured, job.batches.steps)):
         set_learning_rates(job.optimizer, settings, (step + 0.5) / job.batches.steps)
         start = time.perf_counter()
         values = train_step(job, islice(batches, settings.gradient_accumulation))
         seconds.append(time.perf_counter() - start)
         if not values["finite"]:
             raise ValueError(f"step {step + 1} gave loss {values['loss']}; check the data and mixed_precision")
-    step_seconds = statistics.median(seconds[1:] or seconds)  # the first step also starts the loader and warms up
+    if len(seconds) == prepared + measured:
+        step_seconds = statistics.mean(seconds[prepared:])  # workers deliver in bursts
+    else:  # an epoch of few steps; the first also starts the loader and warms up
+        step_seconds = statistics.median(seconds[1:] or seconds)
     steps = settings.epochs * job.batches.steps
     duration = steps * step_seconds
     say(f"loss of the last step {values['loss']:.3f}; {job.batches.step_size / step_seconds:.1f} images/s; "

@@ -170,7 +170,7 @@ def save_model_folder(folder: Path, *parts: Any) -> None:
 
 def remove_run(run_folder: Path) -> None:
     """Delete what an earlier training run wrote; data and base folders stay, they are checked before use."""
-    for name in ("checkpoints", "best", "last"):
+    for name in ("checkpoints", "best", "last", "trackers"):
         _remove(run_folder / name)
     for name in ("log.jsonl", SETTINGS):
         (run_folder / name).unlink(missing_ok=True)

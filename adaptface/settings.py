@@ -96,7 +96,7 @@ class TrainSettings:
                                     minimum=0, may_change=True)  # fmt: skip
 
     # Data
-    train_data: str = setting("data/casia-webface", "folder of identity folders, parquet, hf://user/name, synthetic",
+    train_data: str = setting("./data/casia-webface", "folder of identity folders, parquet, hf://user/name, synthetic",
                               path=True, may_change=True)  # fmt: skip
     train_metadata: str | None = setting(None, "CSV with columns file[,identity][,domain]", path=True, may_change=True)
     train_split: str = setting("train", "split of a Hugging Face data set")
@@ -232,6 +232,7 @@ def read_settings(arguments: Sequence[str]) -> TrainSettings:
     """
     words = list(arguments)
     values: dict[str, Any] = {}
+    given: set[str] = set()
     if words and not words[0].startswith("--"):
         values = read_recipe(Path(words.pop(0)))
     while words:
@@ -239,12 +240,17 @@ def read_settings(arguments: Sequence[str]) -> TrainSettings:
         if not word.startswith("--"):
             raise ValueError(f"{word!r} stands where a setting is expected; write --key value")
         key, equals, value = word[2:].partition("=")
-        _field(key)
-        if not equals:
+        field = _field(key)
+        given.add(key)
+        if not equals and _field_types()[field.name] is bool and (not words or words[0].startswith("--")):
+            value = "true"  # a bare switch
+        elif not equals:
             if not words or words[0].startswith("--"):
                 raise ValueError(f"--{key} has no value; write --{key} value (true or false for a switch)")
             value = words.pop(0)
         values[key] = value
+    if "resume" in given and "overwrite" not in given and values["resume"] != "no":
+        values["overwrite"] = False  # a recipe that starts afresh each time can still be resumed by hand
     return TrainSettings(**values)
 
 
@@ -252,14 +258,18 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """The key-value pairs of a flat YAML file, names checked, values not yet converted."""
     if not path.is_file():
         raise FileNotFoundError(f"recipe {path} does not exist; see recipes/ for those that do")
+    text = path.read_text(encoding="utf-8")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values, node = yaml.safe_load(text) or {}, yaml.compose(text, yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise ValueError(f"recipe {path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"recipe {path} holds a {type(values).__name__}; it must be lines of `key: value`")
     for key in values:
         _field(str(key))
+    keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+    if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        raise ValueError(f"recipe {path} sets {', '.join(twice)} twice; keep one of the lines")
     return values
 
 
@@ -305,6 +315,8 @@ def _field_types() -> dict[str, Any]:
 def _convert(field: dataclasses.Field, value: Any) -> Any:
     """`value` as the type the field is annotated with."""
     kind = _field_types()[field.name]
+    if value is False and "no" in (field.default, *(field.metadata["choices"] or ())):
+        value = "no"  # what YAML makes of a bare `no`
     kinds = typing.get_args(kind) if NoneType in typing.get_args(kind) else (kind,)
     if value is None or (isinstance(value, str) and value.strip().lower() in ("null", "none")):
         if NoneType in kinds:
@@ -314,7 +326,10 @@ def _convert(field: dataclasses.Field, value: Any) -> Any:
     if typing.get_origin(kind) is list:
         if isinstance(value, str):
             words = [word for word in value.split(",") if word.strip()]
-            value = yaml.safe_load(value) if value.strip().startswith("[") else words
+            try:
+                value = yaml.safe_load(value) if value.strip().startswith("[") else words
+            except yaml.YAMLError as error:
+                raise ValueError(f"{field.name}: {value!r} is not a list; write [a, b] or a,b") from error
         if not isinstance(value, (list, tuple)):
             raise ValueError(f"{field.name}: {value!r} is not a list; write {field.name}: [a, b]")
         return [_convert_scalar(field.name, typing.get_args(kind)[0], item) for item in value]
@@ -376,8 +391,9 @@ def _refuse_benchmark(dev_pairs: str | None) -> None:
     """A checkpoint chosen on a benchmark makes the benchmark's number worthless."""
     if dev_pairs is None:
         return
-    name = Path(dev_pairs).name.lower()
-    if name.endswith(".bin") and re.match(r"(lfw|cfp|agedb|calfw|cplfw|ijb)", name):
+    path = Path(dev_pairs.lower())
+    names = (path.name, path.parent.name)  # lfw.bin, pairs_lfw.csv, lfw/pairs.txt
+    if any(re.search(r"(?<![a-z])(lfw|cfp|agedb|calfw|cplfw|ijb[abc]?)(?![a-z])", name) for name in names):
         raise ValueError(
             f"dev_pairs: {dev_pairs!r} is a benchmark; selecting a checkpoint on it would make its result meaningless. "
             "Use pairs of identities that are in no benchmark, and measure the benchmark with eval_benchmarks.py"

@@ -17,7 +17,8 @@ from adaptface.files import write_text_atomically
 def check_trackers(names: Sequence[str]) -> None:
     """Raise ValueError if a tracker's package is missing (accelerate would drop it silently)."""
     for name in names:
-        if importlib.util.find_spec(name) is None:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:  # without an origin it is a mere folder, as wandb leaves one
             raise ValueError(f"trackers: {name!r} is not installed; `pip install {name}`, or leave it out of trackers")
 
 

@@ -1,6 +1,7 @@
 """A run that was stopped and resumed equals the run that was not, bit for bit."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import train_accelerate
 from tests.training import assert_same_run, checkpoint_tensors, read_log, train, words, write_faces
@@ -102,6 +105,32 @@ def test_resume_refuses_other_data(faces: Path, tiny_backbone_dir: Path, referen
               dev_images=faces / "faces")  # fmt: skip
 
 
+def test_resume_refuses_other_images_base_and_pairs(
+    faces: Path, tiny_backbone_dir: Path, reference: Path, tmp_path: Path
+) -> None:
+    """Of the same names, labels and counts: what is in the files is held."""
+    other = write_faces(tmp_path / "faces")
+    for file in sorted((other / "faces").rglob("*.png")):
+        Image.effect_noise((28, 28), 90).convert("RGB").save(file)
+    same = {"dev_pairs": faces / "dev_pairs.csv", "dev_images": faces / "faces"}
+    with pytest.raises(SystemExit, match=r"training data: other .*images"):
+        train(other, tiny_backbone_dir, reference, resume="auto", **same)
+
+    base = tmp_path / "base"
+    shutil.copytree(tiny_backbone_dir, base)
+    run = train(faces, base, tmp_path / "run", epochs=1)
+    changed = {name: tensor + 1 for name, tensor in load_file(base / "model.safetensors").items()}
+    save_file(changed, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SystemExit, match="backbone: other weights"):
+        train(faces, base, run, epochs=1, resume="auto")
+
+    rows = (faces / "dev_pairs.csv").read_text(encoding="utf-8").splitlines()
+    inverted = [rows[0], *(f"{row[:-1]}{1 - int(row[-1])}" for row in rows[1:])]
+    (tmp_path / "inverted.csv").write_text("\n".join(inverted), encoding="utf-8")
+    with pytest.raises(SystemExit, match="dev_pairs: other pairs"):
+        train(faces, tiny_backbone_dir, reference, resume="auto", dev_pairs=tmp_path / "inverted.csv")
+
+
 def test_resuming_a_finished_run_changes_nothing(faces: Path, tiny_backbone_dir: Path, reference: Path) -> None:
     log = read_log(reference)
     train(faces, tiny_backbone_dir, reference, resume="auto", num_workers=1)
@@ -155,17 +184,23 @@ def test_two_processes_train_as_one_that_accumulates(faces: Path, tiny_backbone_
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows cannot send SIGTERM")
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_stops(faces: Path, tiny_backbone_dir: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_saves_and_stops(
+    faces: Path, tiny_backbone_dir: Path, tmp_path: Path, number: signal.Signals, workers: int
+) -> None:
+    """Sent to the whole group, as a terminal and most schedulers do: loader workers get it, too."""
     run = tmp_path / "run"
-    process = launch(words(faces, tiny_backbone_dir, run, epochs=2000, eval_every_epochs=2000), 1)
+    options = {"epochs": 2000, "eval_every_epochs": 2000, "num_workers": workers}
+    process = launch(words(faces, tiny_backbone_dir, run, **options), 1, start_new_session=True)
     assert process.stdout is not None
     for line in process.stdout:
         if "saved" in line:
             break
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number, output
+    assert output.count("saving a checkpoint") == 1  # said once, not by each worker
     assert f"{number.name}: saving a checkpoint" in output and "go on with --resume auto" in output
     stopped_at = int(output.split("stopped after step ")[1].split()[0])
     assert (run / "checkpoints" / f"step_{stopped_at:08d}" / "manifest.json").is_file()

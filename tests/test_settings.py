@@ -48,7 +48,8 @@ def test_null_and_lists_by_yaml_or_commas() -> None:
         (["--learning_rate", "-1"], "learning_rate: -1.0 must be above 0"),
         (["--flip", "1.5"], "flip: 1.5 is too large; the most is 1"),
         (["--use_rslora", "yes"], "use_rslora: 'yes' is not true or false"),
-        (["--use_rslora"], "--use_rslora has no value"),
+        (["--seed"], "--seed has no value"),
+        (["--domains", "[general, pose"], "domains: .* is not a list; write"),
         (["--head", "softmax"], "head: 'softmax' is not one of cosface, arcface, adaface"),
         (["--trackers", "mlflow"], "trackers: 'mlflow' is not one of tensorboard, trackio, wandb"),
         (["--domains", "a,a"], "domains: .* must name each expert once"),
@@ -80,11 +81,30 @@ def test_paths_expand_variables_or_say_which_is_missing(monkeypatch: pytest.Monk
         read_settings(["--train_data", "${ADAPTFACE_REAL_FACES}/train"])
 
 
-@pytest.mark.parametrize("name", ["lfw.bin", "cfp_fp.bin", "agedb_30.bin", "calfw.bin", "CPLFW.bin", "ijbc.bin"])
+@pytest.mark.parametrize("name", [
+    "lfw.bin", "cfp_fp.bin", "agedb_30.bin", "calfw.bin", "CPLFW.bin", "ijbc.bin", "lfw_pairs.csv", "my_lfw.bin",
+    "lfw/pairs.txt", "AgeDB30.txt",
+])  # fmt: skip
 def test_no_checkpoint_is_selected_on_a_benchmark(name: str) -> None:
     with pytest.raises(ValueError, match=r"dev_pairs: .* is a benchmark"):
         TrainSettings(dev_pairs=f"data/{name}")
-    assert TrainSettings(dev_pairs="data/my_dev.bin").dev_pairs == "data/my_dev.bin"
+    for harmless in ("data/my_dev.bin", "data/self_made/pairs.csv", "elfw.csv"):
+        assert TrainSettings(dev_pairs=harmless).dev_pairs == harmless
+
+
+def test_yaml_and_command_line_as_people_write_them(tmp_path: Path) -> None:
+    assert read_settings([recipe(tmp_path, "mixed_precision: no\nresume: no")]).mixed_precision == "no"
+    settings = read_settings(["--dry_run", "--seed", "3", "--overwrite"])
+    assert settings.dry_run and settings.overwrite and settings.seed == 3
+    with pytest.raises(ValueError, match="sets epochs twice"):
+        read_settings([recipe(tmp_path, "epochs: 3\nseed: 1\nepochs: 4")])
+
+
+def test_a_recipe_that_overwrites_can_be_resumed_by_hand(tmp_path: Path) -> None:
+    afresh = recipe(tmp_path, "overwrite: true")
+    assert read_settings([afresh]).overwrite
+    resumed = read_settings([afresh, "--resume", "auto"])
+    assert resumed.resume == "auto" and not resumed.overwrite
 
 
 def test_the_written_settings_read_back_equal(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_broken_images_are_named(folder: Path) -> None:
 
 
 def test_metadata_gives_identity_and_domain(folder: Path, tmp_path: Path) -> None:
-    rows = ["file,yaw,domain,identity", "b/1.png,0.1,age,P10", r"a\2.png,,,P2", "./a/1.png,x,pose,P10"]
+    rows = ["file,yaw, Domain,identity ", "b/1.png,0.1,age,P10", r"a\2.png,,,P2", "./a/1.png,x,pose,P10"]
     source = open_source(folder, metadata=write_csv(tmp_path / "list.csv", *rows))
     assert source.identities == ["P2", "P10"]
     assert source.labels.tolist() == [1, 0, 1]  # a/1, a/2, b/1

@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import train_accelerate
+from adaptface.data.augmentation import build_augmentation
 from adaptface.losses import build_head
 from adaptface.settings import TrainSettings, read_settings
 from image_processing_adaptface import AdaptFaceImageProcessor
@@ -112,6 +113,128 @@ def state_of(job) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in job.trainer.state_dict().items()}
 
 
+def test_speed_is_images_over_time(run: Path) -> None:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    trained = [line for line in lines if line["event"] == "train"]
+    seconds = sum(2 * 16 / line["images_per_second"] for line in trained)  # windows of two steps of 16 images
+    assert 0.2 * trained[-1]["seconds"] < seconds < 1.05 * trained[-1]["seconds"] + 0.2  # the rest is evaluation
+
+
+def test_best_stays_where_later_epochs_are_worse(
+    faces: Path, tiny_backbone_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.5, 0.9, 0.7])
+    monkeypatch.setattr(
+        train_accelerate,
+        "evaluate",
+        lambda job: {"accuracy": next(scores), "accuracy_std": 0.0, "auc": 0.5, "eer": 0.5},
+    )
+    run = train(faces, tiny_backbone_dir, tmp_path / "run", eval_every_epochs=1, keep_checkpoints=3)
+    best = load_file(run / "best" / "model.safetensors")
+    for epoch in (1, 2, 3):
+        trained = load_file(run / "checkpoints" / f"step_{3 * epoch:08d}" / "trained.safetensors")
+        assert all(torch.equal(best[name], trained[f"model.{name}"]) for name in best) == (epoch == 2)
+
+
+def test_each_epoch_has_its_own_order_and_augmentation_and_the_asked_precision(
+    faces: Path, tiny_backbone_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the model is really fed, seen where it takes a step."""
+    epochs: list[list[tuple[int, float]]] = [[], []]
+    steps, norms, dtypes = 0, [], set()
+    real = train_accelerate.train_step
+
+    def spy(job, batches, *arguments):
+        nonlocal steps
+        batches = list(batches)
+        for batch in batches:
+            # Even under a flip a picture keeps its sum; weighted by columns it does not.
+            columns = (batch["pixel_values"].double() * torch.arange(28)).sum((1, 2, 3)).tolist()
+            epochs[steps // 3] += zip(batch["label"].tolist(), columns, strict=True)
+        if steps == 0:
+            job.optimizer.optimizer.register_step_pre_hook(
+                lambda *_: norms.append(torch.stack([p.grad.norm() for p in job.parameters]).norm())
+            )
+            job.model.backbone.layernorm.register_forward_hook(lambda module, inputs, output: dtypes.add(
+                torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None))  # fmt: skip
+        steps += 1
+        return real(job, iter(batches), *arguments)
+
+    monkeypatch.setattr(train_accelerate, "train_step", spy)
+    options = {"epochs": 2, "flip": 0.5, "mixed_precision": "bf16", "gradient_clip": 0.01, "dev_pairs": "null"}
+    train(faces, tiny_backbone_dir, tmp_path / "run", **options)
+    assert len(epochs[0]) == len(epochs[1]) == 48
+    assert [label for label, _ in epochs[0]] != [label for label, _ in epochs[1]]
+    moved = {value for _, value in epochs[1]} - {value for _, value in epochs[0]}
+    assert 8 < len(moved) < 40  # about half of the pictures are flipped the other way
+    assert dtypes == {torch.bfloat16}
+    assert len(norms) == 6 and all(float(norm) == pytest.approx(0.01, rel=0.02) for norm in norms)
+
+
+def test_every_augmentation_setting_arrives(
+    faces: Path, tiny_backbone_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_state: None
+) -> None:
+    given: dict = {}
+
+    def spy(**options):
+        given.update(options)
+        return build_augmentation(**options)
+
+    monkeypatch.setattr(train_accelerate, "build_augmentation", spy)
+    wanted = {
+        "flip": 0.1,
+        "randaugment_ops": 3,
+        "low_resolution": 0.2,
+        "occlusion": 0.3,
+        "crop": 0.4,
+        "photometric": 0.5,
+    }
+    settings = read_settings(
+        words(faces, tiny_backbone_dir, tmp_path / "run", randaugment_magnitude="2,7", dry_run="true", **wanted)
+    )
+    prepare(settings, start_accelerator(settings), tmp_path / "run")
+    assert given == {**wanted, "randaugment_magnitude": [2, 7]}
+
+
+def test_overwriting_deletes_nothing_before_all_else_is_checked(
+    faces: Path, tiny_backbone_dir: Path, tmp_path: Path
+) -> None:
+    run = train(faces, tiny_backbone_dir, tmp_path / "run", epochs=1, trackers="tensorboard")
+    curves = len(list((run / "trackers").rglob("events.out.tfevents*")))
+    for mistake in ({"train_data": "/typo"}, {"dev_pairs": "/typo.csv"}, {"backbone": "/typo"}):
+        with pytest.raises(SystemExit):
+            train(faces, tiny_backbone_dir, run, **{"epochs": 1, "overwrite": "true", **mistake})
+    assert (run / "last").is_dir() and (run / "best").is_dir() and (run / "checkpoints").is_dir()
+    train(faces, tiny_backbone_dir, run, epochs=1, overwrite="true", trackers="tensorboard")
+    assert len(list((run / "trackers").rglob("events.out.tfevents*"))) == curves
+    assert len(read_log(run, "start")) == 1
+
+
+def test_a_random_base_belongs_to_its_seed(tmp_path: Path) -> None:
+    def digest(folder: Path, **values: int) -> bytes:
+        base = train_accelerate.tiny_random_base(folder, TrainSettings(**values))
+        return (Path(base) / "model.safetensors").read_bytes()
+
+    first = digest(tmp_path / "a" / "base", seed=0, image_size=56)
+    assert digest(tmp_path / "a" / "base", seed=1, image_size=56) == digest(
+        tmp_path / "b" / "base", seed=1, image_size=56
+    )
+    assert digest(tmp_path / "a" / "base", seed=0, image_size=56) == first
+    assert len(digest(tmp_path / "a" / "base", seed=0, image_size=84)) > len(first)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("ACCELERATE_MIXED_PRECISION", "bf16"), ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")],
+)
+def test_a_launcher_that_contradicts_the_settings_is_refused(
+    faces: Path, tiny_backbone_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SystemExit, match=f"the launcher asks for {value}"):
+        train(faces, tiny_backbone_dir, tmp_path / "run")
+
+
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 @pytest.mark.parametrize("head", ["cosface", "adaface"])
 def test_a_nonfinite_step_changes_nothing(
@@ -145,7 +268,7 @@ def test_nonfinite_steps_in_a_row_stop_the_run_and_single_ones_do_not(
         return real(batch, *arguments, **options)
 
     monkeypatch.setattr(train_accelerate, "send_to_device", poisoned)
-    with pytest.raises(FloatingPointError, match=r"3 steps in a row gave NaN or Inf .*step 7.*Lower learning_rate"):
+    with pytest.raises(SystemExit, match=r"^error: 3 steps in a row gave NaN or Inf .*step 7.*lower learning_rate"):
         train(faces, tiny_backbone_dir, tmp_path / "run", max_nonfinite_steps=3)
     skips = [(line["step"], line["in_a_row"]) for line in read_log(tmp_path / "run", "skip")]
     assert skips == [(1, 1), (3, 1), (5, 1), (6, 2), (7, 3)]
@@ -256,7 +379,9 @@ def test_without_a_router_the_data_may_name_any_domains(
     run = train(
         faces, tiny_backbone_dir, tmp_path / "run", epochs=1, train_metadata=labels, alignment_loss_weight=1, **settings
     )
-    assert all(line["alignment_loss"] > 0 for line in read_log(run, "train"))
+    for line in read_log(run, "train"):
+        assert line["alignment_loss"] > 0
+        assert line["loss"] == pytest.approx(line["identity_loss"] + line["alignment_loss"], rel=1e-5)
     with pytest.raises(SystemExit, match="domain 'night' is unknown"):
         train(faces, tiny_backbone_dir, tmp_path / "routed", epochs=1, train_metadata=labels)
 

@@ -315,7 +315,7 @@ def _read_metadata(path: Path, root: Path, files: set[str], domains: "_DomainNum
     # surrogateescape: names of any encoding are compared byte by byte, as the file system gives them
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         reader = csv.DictReader(stream)
-        columns = reader.fieldnames or []
+        columns = reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
         file_column = next((column for column in FILE_COLUMNS if column in columns), None)
         if file_column is None:
             raise ValueError(
