@@ -14,6 +14,7 @@ it was stopped, also in the middle of a run, or with a copy of that file alone o
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -28,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run by path, installed or not
 
 from adaptface.files import write_text_atomically  # noqa: E402
-from adaptface.settings import read_settings  # noqa: E402
+from adaptface.settings import TrainSettings, changed_settings, read_settings  # noqa: E402
 from adaptface.tracking import read_log  # noqa: E402
 
 WAYS: dict[str, list[str]] = {
@@ -68,19 +69,22 @@ def call(script: str, *arguments: str, threads: int, log: Path) -> None:
         raise RuntimeError(f"{script} ended with {done.returncode}; see {log}")
 
 
-def evaluate(folder: Path, pairs: str, arguments: list[str], threads: int) -> dict[str, Any]:
-    """Content of `results.json` for the embedders that `arguments` name, measured once."""
+def evaluate(folder: Path, pairs: list[str], arguments: list[str], threads: int) -> dict[str, Any]:
+    """Content of `results.json` for the embedder that `arguments` name, measured once.
+
+    `pairs` are the arguments that name the benchmark.
+    """
     results = folder / "results.json"
     if not results.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         call(
-            "eval_benchmarks.py", *arguments, "--benchmark", pairs, "--output_dir", str(folder),
+            "eval_benchmarks.py", *arguments, *pairs, "--output_dir", str(folder),
             threads=threads, log=folder / "eval.log",
         )  # fmt: skip
     return json.loads(results.read_text(encoding="utf-8"))
 
 
-def train(folder: Path, recipe: Path, settings: list[str], pairs: str, threads: int) -> dict[str, Any]:
+def train(folder: Path, recipe: Path, settings: list[str], pairs: list[str], threads: int) -> dict[str, Any]:
     """One run and the evaluation of its last weights; a run that was broken off goes on."""
     folder.mkdir(parents=True, exist_ok=True)
     call(
@@ -113,12 +117,20 @@ class Comparison:
         self.settings = read_settings([str(options.recipe), *options.extra])
         if self.settings.dev_pairs is None:
             raise ValueError(f"{options.recipe}: dev_pairs is not set; the comparison needs pairs to evaluate on")
+        self.pairs = ["--benchmark", self.settings.dev_pairs]
+        if self.settings.dev_images is not None:
+            self.pairs += ["--images", self.settings.dev_images]
         self.threads = max(1, (os.cpu_count() or 1) // options.jobs)
         self.lock = threading.Lock()
         self.file = options.output_dir / "comparison.json"
-        self.done: dict[str, Any] = {"references": None, "runs": {}}
+        self.done: dict[str, Any] = {"settings": shaping(self.settings), "chosen": {}, "references": {}, "runs": {}}
         if self.file.is_file():
             self.done = json.loads(self.file.read_text(encoding="utf-8"))
+            if changes := changed_settings(self.done["settings"], self.settings):
+                raise ValueError(
+                    f"{self.file} was made with other settings: {'; '.join(changes)}; restore them, or choose another "
+                    "--output_dir"
+                )
 
     def save(self) -> None:
         write_text_atomically(self.file, json.dumps(self.done, indent=1) + "\n")
@@ -133,10 +145,7 @@ class Comparison:
                 settings += [f"--{key}", str(value)]
             # Nothing is selected on the pairs while a run trains: its last weights count.
             settings += [*self.options.extra, "--dev_pairs", "null"]
-            result = train(
-                self.options.output_dir / name, self.options.recipe, settings, str(self.settings.dev_pairs),
-                self.threads,
-            )  # fmt: skip
+            result = train(self.options.output_dir / name, self.options.recipe, settings, self.pairs, self.threads)
             with self.lock:
                 self.done["runs"][name] = {"way": way, "setting": setting, "epochs": epochs, "seed": seed, **result}
                 self.save()
@@ -146,14 +155,14 @@ class Comparison:
 
     def references(self) -> None:
         """The untrained base and the peers."""
-        arguments = ["--zero_shot", self.settings.backbone, "--zero_shot_size", str(self.settings.image_size)]
-        for peer in self.options.onnx:
-            arguments += ["--onnx", os.path.expandvars(peer)]
-        if self.done["references"] is None:
-            folder = self.options.output_dir / "references"
-            results = evaluate(folder, str(self.settings.dev_pairs), arguments, os.cpu_count() or 1)
-            self.done["references"] = [scores(row) for row in results["results"]]
-            self.save()
+        zero_shot = ["--zero_shot", self.settings.backbone, "--zero_shot_size", str(self.settings.image_size)]
+        for arguments in [zero_shot, *(["--onnx", os.path.expandvars(peer)] for peer in self.options.onnx)]:
+            name = Path(arguments[1]).name
+            if name not in self.done["references"]:
+                folder = self.options.output_dir / "references" / name
+                results = evaluate(folder, self.pairs, arguments, os.cpu_count() or 1)
+                self.done["references"][name] = scores(results["results"][0])
+                self.save()
 
     def tune(self, way: str) -> dict[str, float]:
         """Best setting of a way in short runs on the first seed, by AUC.
@@ -181,10 +190,18 @@ class Comparison:
         ways = self.options.ways
         with ThreadPoolExecutor(self.options.jobs) as pool:
             best = dict(zip(ways, pool.map(self.tune, ways), strict=True))
+            self.done["chosen"] |= best
+            self.save()
             # Seed by seed, so that a comparison that is stopped early still has all ways.
             plan = [(way, best[way], self.options.epochs, seed) for seed in self.options.seeds for way in ways]
             for future in [pool.submit(self.run, *what) for what in plan]:
                 future.result()
+
+
+def shaping(settings: TrainSettings) -> dict[str, Any]:
+    """The settings that shape a result, without paths of this machine."""
+    fields = [f for f in dataclasses.fields(settings) if not f.metadata["may_change"] and not f.metadata["path"]]
+    return {field.name: getattr(settings, field.name) for field in fields}
 
 
 def spread(values: list[float], digits: int, factor: float = 1.0) -> str:
@@ -194,18 +211,20 @@ def spread(values: list[float], digits: int, factor: float = 1.0) -> str:
 
 
 def table(done: dict[str, Any], epochs: int) -> str:
-    """Markdown: references first, then one row a way, means over the seeds of its runs of `epochs` epochs."""
+    """Markdown: references first, then one row a way, means over the seeds of its chosen setting at `epochs` epochs."""
     lines = [
         "| way | trainable | settings | seeds | accuracy % | AUC | minutes |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in done["references"] or []:
+    for row in done["references"].values():
         accuracy = f"{100 * row['accuracy']:.2f}"
         embedder = row["embedder"]
         lines.append(f"| {embedder['name']} ({embedder['kind']}) | 0 | | | {accuracy} | {row['auc']:.4f} | |")
     runs = [run for run in done["runs"].values() if run["epochs"] == epochs]
-    for way in [way for way in WAYS if any(run["way"] == way for run in runs)]:
-        mine = [run for run in runs if run["way"] == way]
+    for way in WAYS:
+        mine = [run for run in runs if run["way"] == way and run["setting"] == done["chosen"].get(way)]
+        if not mine:
+            continue
         rows = [run["row"] for run in mine]
         setting = ", ".join(f"{key} {value:g}" for key, value in mine[0]["setting"].items())
         lines.append(
