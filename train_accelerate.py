@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
@@ -60,7 +60,9 @@ from adaptface.checkpoint import (
     read_state,
     recover_model_folder,
     register_weight_hooks,
+    remove_leftovers,
     remove_run,
+    run_lock,
     save_checkpoint,
     save_model_folder,
 )
@@ -106,7 +108,13 @@ def main(arguments: list[str] | None = None) -> None:
         settings = read_settings(words)
         check_trackers(settings.trackers)
         accelerator = start_accelerator(settings)
-        with tempfile.TemporaryDirectory() if settings.dry_run else nullcontext(settings.output_dir) as folder:
+        with ExitStack() as stack:
+            if settings.dry_run:
+                folder = stack.enter_context(tempfile.TemporaryDirectory())
+            else:
+                folder = settings.output_dir
+                if accelerator.is_main_process:
+                    stack.enter_context(run_lock(Path(folder)))
             job = prepare(settings, accelerator, Path(folder))
             stopped = None
             if settings.dry_run:
@@ -152,11 +160,11 @@ def train(job: Job, state: dict[str, Any] | None, stop: StopRequest) -> int | No
         folder = save_checkpoint(accelerator, run, state, settings.to_yaml(), settings.keep_checkpoints)
         say(f"saved {folder}")
 
-    def evaluate_if_due() -> None:
+    def evaluate_if_due() -> bool:
         step, epochs = state["step"], state["step"] // steps_per_epoch
         due = step % steps_per_epoch == 0 and (epochs % settings.eval_every_epochs == 0 or step == total_steps)
         if job.dev_pairs is None or not due or any(entry["step"] == step for entry in state["history"]):
-            return
+            return False
         if accelerator.is_main_process:
             entry = {"step": step, "epoch": epochs, **evaluate(job)}
             best = max(state["history"], key=selection_key, default=None)
@@ -168,6 +176,7 @@ def train(job: Job, state: dict[str, Any] | None, stop: StopRequest) -> int | No
             say(f"epoch {epochs}: dev accuracy {100 * entry['accuracy']:.2f} +- {100 * entry['accuracy_std']:.2f} %, "
                 f"AUC {entry['auc']:.4f}{'  (best so far)' if 'best' in entry else ''}")  # fmt: skip
         accelerator.wait_for_everyone()
+        return True
 
     progress = tqdm(
         total=total_steps, initial=state["step"], unit="step", smoothing=0.05, disable=not accelerator.is_main_process,
@@ -175,8 +184,9 @@ def train(job: Job, state: dict[str, Any] | None, stop: StopRequest) -> int | No
     )  # fmt: skip
     window_start, window_images = time.perf_counter(), 0
     job.trainer.train()
-    if state["step"]:
-        evaluate_if_due()  # in case the run was stopped between an epoch and its evaluation
+    # In case the run was stopped between an epoch and its evaluation; nothing else would save that of the last step.
+    if state["step"] and evaluate_if_due() and state["step"] == total_steps:
+        save()
 
     while state["step"] < total_steps:
         epoch, position = divmod(state["step"], steps_per_epoch)
@@ -572,6 +582,7 @@ def start_run(job: Job) -> None:
     if accelerator.is_main_process:
         if settings.overwrite:
             remove_run(job.folder)
+        remove_leftovers(job.folder)
         if not list_checkpoints(job.folder):
             write_text_atomically(job.folder / SETTINGS, settings.to_yaml())
     accelerator.wait_for_everyone()
@@ -614,6 +625,11 @@ def resume(job: Job) -> dict[str, Any] | None:
             + "\nrestore them, or start a new run in another --output_dir"
         )  # fmt: skip
     load_checkpoint(accelerator, folder)
+    origin = folder.parent.parent / "best"
+    if accelerator.is_main_process and state["history"] and not (job.folder / "best").exists():
+        if not origin.is_dir():
+            raise ValueError(f"cannot resume {folder}: {origin}, the best epoch so far, is gone")
+        shutil.copytree(origin, job.folder / "best")  # a checkpoint of another run folder
     if accelerator.is_main_process:
         write_text_atomically(job.folder / SETTINGS, settings.to_yaml())
     accelerator.print(f"resumed {folder} at step {state['step']}")

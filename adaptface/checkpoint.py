@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -110,6 +111,8 @@ def find_problem(folder: Path) -> str | None:
     """Why a checkpoint cannot be trusted (missing, truncated or altered file), or None."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if unlisted := {STATE, SETTINGS, WEIGHTS} - set(manifest):
+            return f"{MANIFEST} does not list {', '.join(sorted(unlisted))}"
         for name, entry in manifest.items():
             path = folder / name
             if path.stat().st_size != entry["size"]:
@@ -166,6 +169,33 @@ def save_model_folder(folder: Path, *parts: Any) -> None:
         for part in parts:
             part.save_pretrained(partial)
         _publish(partial, folder)
+
+
+@contextmanager
+def run_lock(run_folder: Path) -> Iterator[None]:
+    """Hold a run folder against a second run; the system lets go of it however the process ends.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    run_folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run_folder / "run.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(
+            f"output_dir: another run is writing into {run_folder}; wait, stop it, or choose another --output_dir"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def remove_leftovers(run_folder: Path) -> None:
+    """Delete checkpoints that a killed run did not finish writing."""
+    for folder in (run_folder / "checkpoints").glob(".step_*"):
+        _remove(folder)
 
 
 def remove_run(run_folder: Path) -> None:

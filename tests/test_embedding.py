@@ -1,6 +1,7 @@
 """Embedders and the evaluation of pair lists, against formulas written out a second time."""
 
 import builtins
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from sklearn.metrics import roc_auc_score
-from transformers import Dinov2Model
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    Dinov2Model,
+    ResNetConfig,
+    ResNetModel,
+)
 
 from adaptface.data.pairs import load_pairs
 from adaptface.embedding import (
@@ -117,6 +126,37 @@ def test_backbone_embedder_is_the_cls_token(tiny_backbone_dir: Path) -> None:
         expected = base(pixel_values).pooler_output + base(pixel_values.flip(-1)).pooler_output
     assert np.allclose(embed_images(embedder, images, progress=False), F.normalize(expected, dim=1), atol=1e-5)
     assert BackboneEmbedder.from_pretrained(tiny_backbone_dir, image_size=28).describe()["image_size"] == 28
+
+
+def test_results_are_tied_to_the_weights(tiny_model: AdaptFaceModel, tiny_backbone_dir: Path, tmp_path: Path) -> None:
+    def digest(folder: Path) -> str:
+        return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+    AdaptFaceImageProcessor(size=56).save_pretrained(tmp_path / "model")
+    tiny_model.save_pretrained(tmp_path / "model")
+    ours = ModelEmbedder.from_pretrained(tmp_path / "model", device="cpu").describe()
+    assert (
+        ours["weights_sha256"] == digest(tmp_path / "model")
+        and ours["revision"] == f"sha256:{digest(tmp_path / 'model')}"
+    )
+    assert ours["backbone_sha256"] == digest(tiny_backbone_dir)
+    base = BackboneEmbedder.from_pretrained(tiny_backbone_dir, device="cpu").describe()
+    assert base["revision"] == f"sha256:{digest(tiny_backbone_dir)}"
+
+
+def test_other_backbones_work_or_say_why_not(tmp_path: Path) -> None:
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    clip = CLIPModel(CLIPConfig(vision_config={**vision, "image_size": 32, "patch_size": 8}, text_config=vision))
+    embedder = BackboneEmbedder(clip, name="clip")
+    assert embedder.describe()["image_size"] == 32
+    assert embed_images(embedder, pictures(2, 32), progress=False).shape == (2, 32)
+    with pytest.raises(ValueError, match="bert model and takes no images"):
+        BackboneEmbedder(BertModel(BertConfig(**vision, vocab_size=9)), name="words")
+    with pytest.raises(ValueError, match="4 px is less than one patch of 8 px"):
+        BackboneEmbedder(clip, image_size=4)
+    resnet = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic"))
+    with pytest.raises(ValueError, match="no CLS token"):
+        embed_images(BackboneEmbedder(resnet, image_size=32, name="resnet"), pictures(2, 32), progress=False)
 
 
 def test_unusable_embeddings_and_images_are_named(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import eval_benchmarks
@@ -56,6 +58,47 @@ def test_script_writes_results_and_prints_one_row_each(
     printed = capsys.readouterr().out
     assert f"{100 * first['accuracy']:.2f} ± {100 * first['accuracy_std']:.2f}" in printed
     assert "dev_pairs" in printed and "second" in printed and "synthetic: rendered faces" in printed
+
+
+def test_options_reach_the_embedders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: dict[str, list[tuple]] = {}
+
+    def spy(kind: str) -> Callable[..., str]:
+        return lambda *arguments: calls.setdefault(kind, []).append(arguments) or kind  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(eval_benchmarks.ModelEmbedder, "from_pretrained", spy("model"))
+    monkeypatch.setattr(eval_benchmarks.BackboneEmbedder, "from_pretrained", spy("zero_shot"))
+    monkeypatch.setattr(eval_benchmarks, "OnnxEmbedder", spy("onnx"))
+    words = ["--benchmark", "x.csv", "--device", "cpu", "--model", "me/one", "--model", "me/two", "--revision", "r1"]
+    words += ["--zero_shot", "it/base", "--zero_shot_size", "98", "--zero_shot_revision", "r2", "--onnx", "a.onnx"]
+    words += [
+        "--onnx",
+        "b.onnx",
+        "--onnx_size",
+        "112",
+        "--onnx_mean",
+        "0.1",
+        "0.2",
+        "0.3",
+        "--onnx_mean",
+        "0",
+        "0",
+        "0",
+    ]
+    options = eval_benchmarks.parse_arguments(words)
+    for load in eval_benchmarks.embedder_loaders(options):
+        load()
+    cpu = torch.device("cpu")
+    assert calls == {
+        "model": [("me/one", "r1", cpu), ("me/two", "r1", cpu)],
+        "zero_shot": [("it/base", "r2", 98, cpu)],
+        "onnx": [
+            (Path("a.onnx"), 112, [0.1, 0.2, 0.3], eval_benchmarks.IMAGENET_STD),
+            (Path("b.onnx"), 112, [0.0, 0.0, 0.0], eval_benchmarks.IMAGENET_STD),
+        ],
+    }
+    with pytest.raises(SystemExit):
+        eval_benchmarks.parse_arguments([*words, "--onnx_mean", "0", "0", "1"])
 
 
 def test_table_shows_only_supported_rates_domains_and_warnings() -> None:

@@ -1,5 +1,6 @@
 """A run that was stopped and resumed equals the run that was not, bit for bit."""
 
+import json
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import train_accelerate
+from adaptface.checkpoint import run_lock
 from tests.training import assert_same_run, checkpoint_tensors, read_log, train, words, write_faces
 
 ROOT = Path(train_accelerate.__file__).parent
@@ -129,6 +131,42 @@ def test_resume_refuses_other_images_base_and_pairs(
     (tmp_path / "inverted.csv").write_text("\n".join(inverted), encoding="utf-8")
     with pytest.raises(SystemExit, match="dev_pairs: other pairs"):
         train(faces, tiny_backbone_dir, reference, resume="auto", dev_pairs=tmp_path / "inverted.csv")
+
+
+def test_an_evaluation_made_up_for_is_saved_once(faces: Path, tiny_backbone_dir: Path, tmp_path: Path) -> None:
+    run = train(faces, tiny_backbone_dir, tmp_path / "run", stop_after_steps=9)  # the last step, before its evaluation
+    for _ in range(2):
+        train(faces, tiny_backbone_dir, run, resume="auto")
+    assert [line["step"] for line in read_log(run, "dev")] == [6, 9]
+    state = json.loads((run / "checkpoints" / "step_00000009" / "state.json").read_text(encoding="utf-8"))
+    assert [entry["step"] for entry in state["history"]] == [6, 9]
+
+
+def test_resuming_elsewhere_brings_the_best_model_along(
+    faces: Path, tiny_backbone_dir: Path, reference: Path, tmp_path: Path
+) -> None:
+    checkpoint = reference / "checkpoints" / "step_00000009"
+    run = train(faces, tiny_backbone_dir, tmp_path / "new", resume=checkpoint)
+    assert (run / "best" / "model.safetensors").read_bytes() == (reference / "best" / "model.safetensors").read_bytes()
+
+
+def test_a_run_folder_has_one_writer_and_no_leftovers(faces: Path, tiny_backbone_dir: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with run_lock(run), pytest.raises(SystemExit, match="another run is writing into"):
+        train(faces, tiny_backbone_dir, run)
+    leftover = run / "checkpoints" / ".step_00000002.partial"
+    leftover.mkdir(parents=True)
+    train(faces, tiny_backbone_dir, run, epochs=1)
+    assert not leftover.exists()
+
+
+def test_a_checkpoint_without_a_list_of_its_files_is_passed_over(
+    faces: Path, tiny_backbone_dir: Path, reference: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(reference, tmp_path / "run"))
+    (run / "checkpoints" / "step_00000009" / "manifest.json").write_text("{}", encoding="utf-8")
+    train(faces, tiny_backbone_dir, run, resume="auto")
+    assert_same_run(run, reference)
 
 
 def test_resuming_a_finished_run_changes_nothing(faces: Path, tiny_backbone_dir: Path, reference: Path) -> None:

@@ -386,6 +386,22 @@ def test_without_a_router_the_data_may_name_any_domains(
         train(faces, tiny_backbone_dir, tmp_path / "routed", epochs=1, train_metadata=labels)
 
 
+@pytest.mark.real_faces
+@pytest.mark.slow
+def test_the_recipe_for_real_faces_trains(real_faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A few steps of the very recipe; its results are in docs/results.md."""
+    words = ["recipes/real_faces_dev.yaml", "--output_dir", str(tmp_path / "run"), "--num_workers", "0"]
+    AcceleratorState._reset_state(True)
+    train_accelerate.main([*words, "--dry_run"])
+    output = capsys.readouterr().out
+    assert "4351 images of 236 identities" in output and "the router learns from the identity" in output
+    assert "3200 pairs of 4992 images" in output
+    AcceleratorState._reset_state(True)
+    train_accelerate.main([*words, "--stop_after_steps", "2"])
+    AcceleratorState._reset_state(True)
+    assert (tmp_path / "run" / "checkpoints" / "step_00000002" / "trained.safetensors").is_file()
+
+
 def test_help_needs_no_recipe(capsys: pytest.CaptureFixture) -> None:
     train_accelerate.main(["--help"])
     assert "--learning_rate 0.0001: peak learning rate" in capsys.readouterr().out
