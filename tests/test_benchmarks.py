@@ -52,7 +52,7 @@ def test_runs_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.slow
 def test_bars_that_do_not_depend_on_the_machine() -> None:
-    """Kernels and bytes on the full depth (two images are enough: both grow with the batch alike)."""
+    """Kernels and bytes on the full depth, at the benchmark's own batch (small ones weigh the weights more)."""
     words = ["--methods", train_step.REFERENCE, train_step.OURS, "--batch_size", "16", "--rounds", "1", "--no-memory",
              "--threads", str(torch.get_num_threads())]  # fmt: skip
     content = train_step.main(words)
