@@ -111,6 +111,8 @@ def find_problem(folder: Path) -> str | None:
     """Why a checkpoint cannot be trusted (missing, truncated or altered file), or None."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict):
+            return f"{MANIFEST} is unreadable"
         if unlisted := {STATE, SETTINGS, WEIGHTS} - set(manifest):
             return f"{MANIFEST} does not list {', '.join(sorted(unlisted))}"
         for name, entry in manifest.items():
