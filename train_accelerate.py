@@ -58,9 +58,8 @@ from adaptface.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     read_state,
-    recover_model_folder,
+    recover_run,
     register_weight_hooks,
-    remove_leftovers,
     remove_run,
     run_lock,
     save_checkpoint,
@@ -572,8 +571,7 @@ def open_run_folder(settings: TrainSettings, folder: Path) -> None:
             "delete it, or choose another --output_dir"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("best", "last"):
-        recover_model_folder(folder / name)
+    recover_run(folder)
 
 
 def start_run(job: Job) -> None:
@@ -582,7 +580,6 @@ def start_run(job: Job) -> None:
     if accelerator.is_main_process:
         if settings.overwrite:
             remove_run(job.folder)
-        remove_leftovers(job.folder)
         if not list_checkpoints(job.folder):
             write_text_atomically(job.folder / SETTINGS, settings.to_yaml())
     accelerator.wait_for_everyone()

@@ -111,9 +111,7 @@ def find_problem(folder: Path) -> str | None:
     """Why a checkpoint cannot be trusted (missing, truncated or altered file), or None."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if not isinstance(manifest, dict):
-            return f"{MANIFEST} is unreadable"
-        if unlisted := {STATE, SETTINGS, WEIGHTS} - set(manifest):
+        if unlisted := {STATE, SETTINGS, WEIGHTS} - manifest.keys():
             return f"{MANIFEST} does not list {', '.join(sorted(unlisted))}"
         for name, entry in manifest.items():
             path = folder / name
@@ -194,10 +192,11 @@ def run_lock(run_folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def remove_leftovers(run_folder: Path) -> None:
-    """Delete checkpoints that a killed run did not finish writing."""
-    for folder in (run_folder / "checkpoints").glob(".step_*"):
-        _remove(folder)
+def recover_run(run_folder: Path) -> None:
+    """Undo what a killed run left half done: models and checkpoints being replaced, checkpoints being written."""
+    unfinished = {path.name.split(".")[1] for path in (run_folder / "checkpoints").glob(".step_*")}
+    for name in ("best", "last", *(f"checkpoints/{step}" for step in sorted(unfinished))):
+        recover_model_folder(run_folder / name)
 
 
 def remove_run(run_folder: Path) -> None:

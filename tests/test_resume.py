@@ -158,6 +158,10 @@ def test_a_run_folder_has_one_writer_and_no_leftovers(faces: Path, tiny_backbone
     leftover.mkdir(parents=True)
     train(faces, tiny_backbone_dir, run, epochs=1)
     assert not leftover.exists()
+    newest = run / "checkpoints" / "step_00000003"
+    newest.rename(newest.with_name(".step_00000003.replaced"))  # a kill between the two renames of a replacement
+    train(faces, tiny_backbone_dir, run, epochs=1, resume="auto")
+    assert newest.is_dir() and len(read_log(run, "start")) == 1
 
 
 def test_a_checkpoint_without_a_list_of_its_files_is_passed_over(
