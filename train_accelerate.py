@@ -68,7 +68,7 @@ from adaptface.checkpoint import (
 from adaptface.data.augmentation import TrainingFaces, build_augmentation
 from adaptface.data.pairs import PairSet, load_pairs
 from adaptface.data.sources import FaceSource, open_source
-from adaptface.data.synthetic import PARAMETERS_FILE, write_synthetic
+from adaptface.data.synthetic import write_synthetic
 from adaptface.embedding import ModelEmbedder, embed_images, evaluate_pairs
 from adaptface.files import write_text_atomically
 from adaptface.losses import (
@@ -654,15 +654,6 @@ def synthetic_faces(folder: Path, settings: TrainSettings) -> tuple[str, str, st
 
     Another set there is an error, or replaced if the run may be overwritten.
     """
-    if settings.overwrite and (folder / PARAMETERS_FILE).is_file():
-        found = json.loads((folder / PARAMETERS_FILE).read_text(encoding="utf-8"))
-        wanted = {
-            "num_identities": settings.synthetic_identities, "images_per_identity": settings.synthetic_images,
-            "dev_identities": settings.synthetic_dev_identities, "pairs": settings.synthetic_pairs,
-            "seed": settings.seed,
-        }  # fmt: skip
-        if any(found.get(name) != value for name, value in wanted.items()):
-            shutil.rmtree(folder)
     write_synthetic(
         folder,
         num_identities=settings.synthetic_identities,
@@ -670,6 +661,8 @@ def synthetic_faces(folder: Path, settings: TrainSettings) -> tuple[str, str, st
         dev_identities=settings.synthetic_dev_identities,
         pairs=settings.synthetic_pairs,
         seed=settings.seed,
+        workers=settings.num_workers,
+        overwrite=settings.overwrite,
     )
     return str(folder / "train"), str(folder / "train" / "metadata.csv"), str(folder / "dev_pairs.csv")
 

@@ -225,6 +225,7 @@ def test_without_a_router_the_data_name_their_own_domains(folder: Path, tmp_path
         (["file,domain", "a/1.png,pose", "a/2.png,poze"], "line 3: domain 'poze' is unknown.*general, pose, age"),
         (["file,domain", "a/1.png"], "line 2: expected 2 fields"),
         (["file,domain", "a/1.png,pose,x"], "line 2: expected 2 fields"),
+        (["file,identity"], "has an `identity` column and no row"),
         (["file,identity", "a/1.png, "], "line 2: 'a/1.png' has no identity"),
         (["file,identity", "a/1.png,x"], "a.2.png: not listed in the metadata, nor are 1 others"),
         (["file", "a/" + "x" * 200_000], "line 1: field larger than"),

@@ -102,6 +102,20 @@ def test_a_set_is_kept_and_another_is_not_overwritten(small_set: Path, tmp_path:
         write_synthetic(tmp_path, **SMALL)
 
 
+def test_a_set_is_replaced_where_that_is_asked_for(tmp_path: Path) -> None:
+    folder = write_synthetic(tmp_path / "set", **SMALL)
+    (folder / "stale.txt").write_text("of the old set")
+    other = {**SMALL, "seed": SMALL.get("seed", 0) + 1}
+    assert contents(write_synthetic(folder, **other, overwrite=True)) == contents(
+        write_synthetic(tmp_path / "fresh", **other)
+    )
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("notes")
+    with pytest.raises(FileExistsError, match="no synthetic set"):
+        write_synthetic(tmp_path / "mine", **SMALL, overwrite=True)
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "notes"
+
+
 def test_nothing_is_left_where_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object) -> None:
         raise OSError("disk full")

@@ -338,6 +338,8 @@ def _read_metadata(path: Path, root: Path, files: set[str], domains: "_DomainNum
                 table[file] = _Row(identity and identity.strip(), domain, reader.line_num)
         except csv.Error as error:
             raise ValueError(f"{_shown(path)}, line {reader.line_num}: {error}") from error
+    if not table and "identity" in columns:
+        raise ValueError(f"{_shown(path)}: has an `identity` column and no row; list every image, or drop the column")
     return table
 
 

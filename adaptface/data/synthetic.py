@@ -768,6 +768,7 @@ def write_synthetic(
     size: int = 112,
     seed: int = 0,
     workers: int = 0,
+    overwrite: bool = False,
 ) -> Path:
     """Writes a training set and a development set of other identities, unless the folder holds this very set.
 
@@ -785,6 +786,7 @@ def write_synthetic(
         size (`int`): side of the pictures in pixels, 24 to 512.
         seed (`int`): other seeds are other people. The development people do not depend on `num_identities`.
         workers (`int`): processes to render with; 0 renders in this one.
+        overwrite (`bool`): replace a synthetic set of other parameters, once the new one is complete.
     Returns:
         `Path`: the folder.
     Raises:
@@ -804,7 +806,7 @@ def write_synthetic(
         raise ValueError(f"pairs must be a multiple of 20, at most {12 * dev_identities} (12 an identity), got {pairs}")
     if seed < 0 or not 24 <= size <= 512:
         raise ValueError(f"seed must not be negative and size must be 24 to 512, got {seed} and {size}")
-    if _holds(folder, parameters):
+    if _holds(folder, parameters, overwrite):
         return folder
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -812,7 +814,9 @@ def write_synthetic(
     try:
         _write_set(building, parameters, workers)
         try:
-            if folder.is_dir():
+            if overwrite and (folder / PARAMETERS_FILE).is_file():
+                shutil.rmtree(folder)
+            elif folder.is_dir():
                 folder.rmdir()  # an empty one stands in the way of the new name on some systems
             building.rename(folder)
         except OSError:
@@ -823,22 +827,26 @@ def write_synthetic(
     return folder
 
 
-def _holds(folder: Path, parameters: dict[str, int]) -> bool:
-    """Whether the folder holds the set of these parameters; raises FileExistsError if it holds anything else."""
+def _holds(folder: Path, parameters: dict[str, int], overwrite: bool = False) -> bool:
+    """Whether the folder holds the set of these parameters.
+
+    Raises:
+        FileExistsError: it holds anything else (with `overwrite`: anything but a synthetic set).
+    """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     record = folder / PARAMETERS_FILE
     if not record.is_file():
         raise FileExistsError(f"{folder} holds something that is no synthetic set: choose another folder")
     found = json.loads(record.read_text(encoding="utf-8"))
-    if found != parameters:
+    if found != parameters and not overwrite:
         other = ", ".join(
             f"{name}={found.get(name)} instead of {value}"
             for name, value in parameters.items()
             if found.get(name) != value
         )
         raise FileExistsError(f"{folder} holds another synthetic set ({other}): remove it or choose another folder")
-    return True
+    return found == parameters
 
 
 def _write_set(folder: Path, parameters: dict[str, int], workers: int) -> None:
