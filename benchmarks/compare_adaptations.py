@@ -236,13 +236,13 @@ def table(done: dict[str, Any], epochs: int) -> str:
 
 
 def training_minutes(log: list[dict[str, Any]]) -> float:
-    """Minutes of training by a run's log, without evaluation; also right for a run that was stopped and went on."""
-    lines = [line for line in log if line["event"] == "train"]
-    images, done, seconds = log[0]["images_per_step"], 0, 0.0
-    for line in lines:
-        seconds += (line["step"] - done) * images / line["images_per_second"]
-        done = line["step"]
-    return seconds / 60
+    """Minutes of training by a run's log, without evaluation: all its steps at the median speed of the log's windows.
+
+    So a pause, or another program on the machine for a while, does not count; nor does a stop before a resume.
+    """
+    windows = [line for line in log if line["event"] == "train"]
+    images = windows[-1]["step"] * log[0]["images_per_step"]
+    return images / statistics.median(line["images_per_second"] for line in windows) / 60
 
 
 def main(arguments: list[str] | None = None) -> None:

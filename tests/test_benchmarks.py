@@ -158,3 +158,10 @@ def test_what_is_finished_is_kept_and_only_that_counts(stage: tuple[Path, list[l
     assert "lora_alpha 4 | 1 | 70.00 | 0.9000 | 1.0 |" in text
     with pytest.raises(ValueError, match="other settings: batch_size: 128 -> 16"):
         compare(recipe, *words, "--extra", "--batch_size", "16")
+
+
+def test_training_minutes_leave_out_a_pause() -> None:
+    log = [{"event": "start", "step": 0, "images_per_step": 60}]
+    log += [{"event": "train", "step": step, "images_per_second": 10.0} for step in (20, 40, 60, 80)]
+    log += [{"event": "resume", "step": 80}, {"event": "train", "step": 100, "images_per_second": 0.01}]
+    assert compare_adaptations.training_minutes(log) == pytest.approx(100 * 60 / 10 / 60)
