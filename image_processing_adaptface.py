@@ -71,16 +71,20 @@ def _decode(stream: Any, name: str) -> Image.Image:
             f"{name}: not a readable image ({error}); known formats are {', '.join(FORMATS)}, "
             "anything else may be opened with PIL and passed as an image"
         ) from error
-    return _upright(image, name)
+    return _upright(image, name, in_place=True)
 
 
-def _upright(image: Image.Image, name: str) -> Image.Image:
-    """Decode a lazily opened image and apply its EXIF orientation."""
+def _upright(image: Image.Image, name: str, in_place: bool = False) -> Image.Image:
+    """Decode a lazily opened image and apply its EXIF orientation; `in_place` saves a copy."""
     if image.width * image.height > MAX_PIXELS:  # from the header alone
         raise ValueError(
             f"{name}: {image.width} x {image.height} px is over {MAX_PIXELS:,} pixels; scale it down first"
         )
     try:
+        if in_place:
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return image
         return ImageOps.exif_transpose(image)
     except Exception as error:  # decoders raise whatever they like on damaged data
         raise ValueError(f"{name}: damaged or incomplete image ({error}); fetch it again") from error
@@ -108,6 +112,8 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     scaled down from 0 .. 65535, except that I and F whose values stay within 0 .. 255 are taken as they are, and F
     within 0 .. 1 is scaled up.
     """
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
     if image.mode == "La":  # PIL knows no direct way from here to RGBA
         image = image.convert("LA")
     if image.has_transparency_data:

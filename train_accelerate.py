@@ -66,8 +66,9 @@ from adaptface.checkpoint import (
     save_model_folder,
 )
 from adaptface.data.augmentation import TrainingFaces, build_augmentation
+from adaptface.data.base import FaceSource
 from adaptface.data.pairs import PairSet, load_pairs
-from adaptface.data.sources import FaceSource, open_source
+from adaptface.data.sources import open_source
 from adaptface.data.synthetic import write_synthetic
 from adaptface.embedding import ModelEmbedder, embed_images, evaluate_pairs
 from adaptface.files import write_text_atomically

@@ -20,7 +20,8 @@ from adaptface.data.augmentation import (
     reduce_resolution,
     vary_light,
 )
-from adaptface.data.sources import FaceSource, open_source
+from adaptface.data.base import FaceSource
+from adaptface.data.sources import open_source
 from image_processing_adaptface import AdaptFaceImageProcessor
 
 EVERYTHING = dict(flip=0.5, randaugment_ops=2, low_resolution=0.5, occlusion=0.5, crop=0.5, photometric=0.5)

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adaptface.data.sources import DatasetsSource, open_source
+from adaptface.data.sources import open_source
+from adaptface.data.tables import DatasetsSource
 
 DOMAINS = ("general", "pose", "age")
 

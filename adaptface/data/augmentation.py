@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch.utils.data import Dataset
 
-from .sources import FaceSource
+from .base import FaceSource
 
 LEVELS = 30  # highest of RandAugment's 31 magnitudes, 0 .. 30
 RESAMPLINGS = tuple(Image.Resampling[name] for name in ("NEAREST", "BILINEAR", "BOX", "BICUBIC", "LANCZOS"))

@@ -1,0 +1,118 @@
+"""What every training source is: labelled face images, opened one by one; and the words all of them use."""
+
+import os
+import re
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from adaptface.data.images import load_image
+
+DEFAULT_DOMAINS = ("general", "pose", "age")
+UNLABELLED = -1
+DOMAIN_COLUMN = "domain"
+
+
+class FaceSource(ABC):
+    """Labelled face images. Labels are contiguous: holes and unused classes of the origin disappear.
+
+    Args:
+        name (`str`): what messages and logs call this source.
+        identity_names (`Sequence[str]`): name of each identity code, in the order labels shall have.
+        identity_codes (`np.ndarray` of shape `(N,)`): index into `identity_names`, one an image.
+        domain_labels (`np.ndarray` of shape `(N,)`): index into `domains`, -1 where unlabelled.
+        domains (`Sequence[str]`): domain names.
+    Attributes:
+        identities (`list[str]`): identity names; the index is the label.
+        labels (`np.ndarray` of shape `(N,)`, int64): identity of each image, 0 .. len(identities) - 1.
+        domain_labels (`np.ndarray` of shape `(N,)`, int64): domain of each image, -1 where unlabelled.
+    Raises:
+        ValueError: no image, or fewer than two identities (a margin loss needs a rival class).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        identity_names: Sequence[str],
+        identity_codes: np.ndarray,
+        domain_labels: np.ndarray,
+        domains: Sequence[str],
+    ):
+        used, labels = np.unique(identity_codes, return_inverse=True)
+        self.name = name
+        self.identities = [shown(identity_names[code]) for code in used]
+        self.labels = labels.astype(np.int64)
+        self.domain_labels = domain_labels.astype(np.int64)
+        self.domains = tuple(domains)
+        if not len(self):
+            raise ValueError(f"{name}: holds no image")
+        if len(self.identities) < 2:
+            raise ValueError(
+                f"{name}: all {len(self)} images belong to one identity, '{self.identities[0]}'; training "
+                "needs two or more: give the folder that directly holds the identity folders, or check the labels"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Image.Image:
+        """The image as RGB, EXIF orientation applied.
+
+        Raises:
+            FileNotFoundError, ValueError: the image is missing, damaged or none; the message names it.
+        """
+        return load_image(self._encoded(index), self.where(index))
+
+    @abstractmethod
+    def where(self, index: int) -> str:
+        """A printable name of an image, for messages."""
+
+    @abstractmethod
+    def _encoded(self, index: int) -> Path | bytes:
+        """What the shipped processor's loader opens: the path or the bytes of an image file."""
+
+
+class DomainNumbers:
+    """Numbers of domains: of given names, or without any, of the names in the order in which they turn up."""
+
+    def __init__(self, names: Sequence[str] | None):
+        self.names = list(names or ())
+        self._open = names is None
+
+    def number(self, where: str, value: str | int | None) -> int:
+        """Index of a domain given by name or number; empty and -1 mean unlabelled."""
+        if isinstance(value, str):
+            value = value.strip()
+        if value in (None, "", UNLABELLED, str(UNLABELLED)):
+            return UNLABELLED
+        if self._open:
+            value = str(value)
+            if value not in self.names:
+                self.names.append(value)
+        elif isinstance(value, int) and 0 <= value < len(self.names):
+            return value
+        if value not in self.names:
+            raise ValueError(
+                f"{where}: domain '{shown(str(value))}' is unknown; the configured domains are {', '.join(self.names)}"
+            )
+        return self.names.index(str(value))
+
+
+def natural(name: str) -> tuple[list[str | int], str]:
+    """Sort key that reads numbers as numbers: id_2 < id_10."""
+    parts = re.split(r"([0-9]+)", name)  # text and digits alternate, so that keys are comparable
+    return [int(part) if at % 2 else part for at, part in enumerate(parts)], name
+
+
+def shown(name: str | os.PathLike[str]) -> str:
+    """A name that every terminal and log can print: undecodable bytes and control characters are escaped."""
+    text = os.fspath(name)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def warn(root: Path, names: list[str], what: str) -> None:
+    warnings.warn(f"{shown(root)}: {len(names)} {what}, first '{shown(names[0])}'", stacklevel=2)

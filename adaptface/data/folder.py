@@ -1,0 +1,179 @@
+"""Training faces in an image folder, one folder an identity, with an optional CSV of identities and domains."""
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from adaptface.data.base import DOMAIN_COLUMN, UNLABELLED, DomainNumbers, FaceSource, natural, shown, warn
+
+IMAGE_SUFFIXES = (
+    ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif",
+    ".tiff", ".webp",
+)  # fmt: skip
+NEIGHBOURS = (".csv", ".db", ".ini", ".json", ".lst", ".md", ".txt", ".yaml", ".yml")  # expected beside images
+SPLIT_FOLDERS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test"))
+FILE_COLUMNS = ("file", "file_name")  # the second is the name used by `datasets` imagefolder
+
+
+class FolderSource(FaceSource):
+    """An image folder, one folder an identity; see `open_source` for the arguments.
+
+    Labels and images follow the natural order of their names ("id_2" before "id_10") on every system. Images
+    may lie deeper than one level; the first folder names the identity. Links to folders are followed.
+    """
+
+    def __init__(
+        self, root: Path, metadata: str | os.PathLike[str] | None, split: str, domains: Sequence[str] | None
+    ) -> None:
+        root = _split_folder(root, split)
+        files = _find_images(root)
+        listed = root / "metadata.csv"
+        numbers = DomainNumbers(domains)
+        table: dict[str, _Row] = {}
+        if metadata is not None or listed.is_file():
+            table = _read_metadata(Path(metadata) if metadata is not None else listed, root, set(files), numbers)
+        identities = _identities(root, files, table)
+        names = sorted(set(identities), key=natural)
+        code = {name: number for number, name in enumerate(names)}
+        unlisted = _Row(None, UNLABELLED, 0)
+        super().__init__(
+            shown(root),
+            names,
+            np.fromiter((code[name] for name in identities), np.int64, len(files)),
+            np.fromiter((table.get(file, unlisted).domain for file in files), np.int64, len(files)),
+            numbers.names,
+        )
+        self._root = root
+        self._files = np.array([os.fsencode(file) for file in files])  # one block of bytes, no object an image
+
+    def _encoded(self, index: int) -> Path:
+        return self._root / os.fsdecode(bytes(self._files[index]))
+
+    def where(self, index: int) -> str:
+        return shown(self._encoded(index))
+
+
+def _split_folder(root: Path, split: str) -> Path:
+    """`root/split` where the folder is made of splits, else `root` (which is then all training data)."""
+    folders = set(_folders(root))
+    if folders and folders <= SPLIT_FOLDERS:
+        if split not in folders:
+            raise ValueError(f"{shown(root)}: has no split {split!r}, only {', '.join(sorted(folders))}")
+        return root / split
+    if split != "train":
+        raise ValueError(
+            f"{shown(root)}: is not divided into splits, so it has no {split!r}; give that part's own folder"
+        )
+    return root
+
+
+def _folders(root: Path) -> list[str]:
+    return [name for name in os.listdir(root) if not name.startswith(".") and (root / name).is_dir()]
+
+
+def _find_images(root: Path) -> list[str]:
+    """Images below `root` as relative paths with "/", in natural order; warns about what it leaves out."""
+    images: list[str] = []
+    strangers: list[str] = []
+
+    def scan(folder: str, prefix: str, above: tuple[str, ...]) -> None:
+        real = os.path.realpath(folder)
+        if real in above:
+            raise ValueError(f"{shown(folder)}: a link that leads back to {shown(real)}; remove the loop")
+        for entry in sorted(os.scandir(folder), key=lambda entry: natural(entry.name)):
+            try:
+                is_folder = entry.is_dir()
+            except OSError as error:  # a link to itself
+                raise ValueError(f"{shown(entry.path)}: cannot be followed ({error.strerror})") from error
+            suffix = os.path.splitext(entry.name)[1].lower()
+            if entry.name.startswith("."):
+                continue
+            if is_folder:
+                scan(entry.path, f"{prefix}{entry.name}/", (*above, real))
+            elif suffix in IMAGE_SUFFIXES:
+                images.append(prefix + entry.name)
+            elif suffix not in NEIGHBOURS:
+                strangers.append(prefix + entry.name)
+
+    scan(os.fspath(root), "", ())
+    if not images:
+        raise ValueError(f"{shown(root)}: holds no image ({' '.join(IMAGE_SUFFIXES)}); expected a folder an identity")
+    if strangers:
+        warn(root, strangers, "files are no images and are left out")
+    filled = {file.partition("/")[0] for file in images}
+    empty = sorted((name for name in _folders(root) if name not in filled), key=natural)
+    if empty:
+        warn(root, empty, "identity folders hold no image and are left out")
+    return images
+
+
+def _identities(root: Path, files: list[str], table: "dict[str, _Row]") -> list[str]:
+    """Identity name of each image: from the CSV where it has that column, else the first folder."""
+    if any(row.identity is not None for row in table.values()):
+        missing = [file for file in files if file not in table]
+        if missing:
+            raise ValueError(
+                f"{shown(root / missing[0])}: not listed in the metadata, nor are {len(missing) - 1} others; with an "
+                "`identity` column every image must be listed"
+            )
+        return [str(table[file].identity) for file in files]
+    loose = [file for file in files if "/" not in file]
+    if loose:
+        raise ValueError(
+            f"{shown(root / loose[0])}: lies outside any identity folder, like {len(loose) - 1} others; move it, or "
+            "name its identity in a metadata CSV"
+        )
+    identities = [file.partition("/")[0] for file in files]
+    folded: dict[str, str] = {}
+    for name in dict.fromkeys(identities):
+        other = folded.setdefault(name.casefold(), name)
+        if other != name:
+            raise ValueError(
+                f"{shown(root)}: the folders '{shown(other)}' and '{shown(name)}' differ by case only and would be "
+                "one identity on other systems; rename or merge them"
+            )
+    return identities
+
+
+class _Row(NamedTuple):
+    identity: str | None
+    domain: int
+    line: int
+
+
+def _read_metadata(path: Path, root: Path, files: set[str], domains: "DomainNumbers") -> dict[str, _Row]:
+    """Rows of the CSV by image file, checked against the images found."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{shown(path)}: no such metadata file")
+    table: dict[str, _Row] = {}
+    # surrogateescape: names of any encoding are compared byte by byte, as the file system gives them
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        reader = csv.DictReader(stream)
+        columns = reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
+        file_column = next((column for column in FILE_COLUMNS if column in columns), None)
+        if file_column is None:
+            raise ValueError(f"{shown(path)}, line 1: no column 'file', only {shown(', '.join(columns)) or 'nothing'}")
+        try:
+            for record in reader:
+                here = f"{shown(path)}, line {reader.line_num}"
+                if None in record or None in record.values():
+                    raise ValueError(f"{here}: expected {len(columns)} fields, as in the header")
+                file = record[file_column].replace("\\", "/").removeprefix("./")
+                if file not in files:
+                    raise ValueError(f"{here}: '{shown(file)}' is no image of {shown(root)}")
+                if file in table:
+                    raise ValueError(f"{here}: '{shown(file)}' was listed before, on line {table[file].line}")
+                identity = record.get("identity")
+                if identity is not None and not identity.strip():
+                    raise ValueError(f"{here}: '{shown(file)}' has no identity")
+                domain = domains.number(here, record.get(DOMAIN_COLUMN))
+                table[file] = _Row(identity and identity.strip(), domain, reader.line_num)
+        except csv.Error as error:
+            raise ValueError(f"{shown(path)}, line {reader.line_num}: {error}") from error
+    if not table and "identity" in columns:
+        raise ValueError(f"{shown(path)}: has an `identity` column and no row; list every image, or drop the column")
+    return table

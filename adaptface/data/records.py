@@ -1,0 +1,366 @@
+"""insightface RecordIO (`train.rec`, `train.idx`, `property`), read without mxnet.
+
+    records = RecordFile("faces_webface_112x112/train.rec")
+    header, image = unpack(records[1])                        # the record with the second smallest key
+    source = RecordSource("faces_webface_112x112")
+
+Sources: dmlc-core `include/dmlc/recordio.h` (frames); mxnet `python/mxnet/recordio.py` (`IRHeader`, `unpack`, the
+index); insightface `recognition/arcface_torch/dataset.py` (`MXFaceDataset`: header record, range of the images).
+"""
+
+import mmap
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from adaptface.data.base import UNLABELLED, FaceSource, shown
+
+MAGIC = 0xCED7230A
+_MAGIC_BYTES = struct.pack("<I", MAGIC)
+_LENGTH_BITS = 29  # the three bits above them say which part of a record a frame is
+WHOLE, FIRST, MIDDLE, LAST = range(4)
+_FRAME = struct.Struct("<II")  # magic, cflag << 29 | length of the payload
+_HEADER = struct.Struct("<IfQQ")  # flag, label, id, id2
+_MAX_LABEL = 2**24  # float32 holds every whole number up to here; beyond, identities would run together
+_CHUNK = 1 << 16  # records whose headers are read at once
+
+
+class Header(NamedTuple):
+    """What precedes the image in a record.
+
+    Attributes:
+        labels (`tuple[float, ...]`): one number, or several where `flag` announces them; the first is the identity.
+        id, id2 (`int`): the writer's own numbers.
+    """
+
+    labels: tuple[float, ...]
+    id: int
+    id2: int
+
+
+def unpack(payload: bytes) -> tuple[Header, bytes]:
+    """Header and image file of a record's payload.
+
+    Raises:
+        ValueError: the payload is shorter than the header or the labels that it announces.
+    """
+    if len(payload) < _HEADER.size:
+        raise ValueError(f"{len(payload)} bytes are too few for a header of {_HEADER.size}")
+    count, label, id_, id2 = _HEADER.unpack_from(payload)
+    start = _HEADER.size + 4 * count
+    if start > len(payload):
+        raise ValueError(f"its header announces {count} labels, but it holds {len(payload)} bytes")
+    labels = struct.unpack_from(f"<{count}f", payload, _HEADER.size) if count else (label,)
+    return Header(labels, id_, id2), payload[start:]
+
+
+class RecordFile:
+    """Random access to the records of a `.rec` file by its `.idx`, memory-mapped.
+
+    The whole structure is checked when the file is opened, so that a cut-off or foreign index or record file is
+    found then and not in the middle of training. Reading takes no lock and keeps no position: threads, forked and
+    spawned processes may share one object.
+
+    Args:
+        path: the `.rec` file; the `.idx` file of the same name lies beside it.
+    Attributes:
+        keys (`np.ndarray` of shape `(N,)`): keys of the records, ascending; `self[i]` is the record of `keys[i]`.
+    Raises:
+        FileNotFoundError: one of the two files is missing.
+        ValueError: a file is damaged or they do not belong together; names file and line, or byte offset.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.index_path = self.path.with_suffix(".idx")
+        for file in (self.path, self.index_path):
+            if not file.is_file():
+                raise FileNotFoundError(f"{shown(file)}: no such file; a .rec is read with its .idx beside it")
+        keys, offsets = _read_index(self.index_path)
+        order = np.argsort(keys, kind="stable")
+        self.keys, self._offsets = keys[order], offsets[order]
+        if (repeated := np.flatnonzero(np.diff(self.keys) == 0)).size:
+            raise ValueError(f"{shown(self.index_path)}: lists key {self.keys[repeated[0]]} twice")
+        self._open()
+        self._lengths, self._parts = self._check_frames()
+
+    def _open(self) -> None:
+        with self.path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise ValueError(f"{shown(self.path)}: is empty")
+            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_bytes"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, position: int) -> bytes:
+        """Payload of the record at a position in `keys`."""
+        start = self._offsets.item(position) + _FRAME.size
+        if self._parts and position in self._parts:
+            pieces = [self._bytes[at : at + length] for at, length in self._parts[position]]
+            return _MAGIC_BYTES.join(pieces)
+        return self._bytes[start : start + self._lengths.item(position)]
+
+    def where(self, position: int) -> str:
+        """Printable place of a record, for messages."""
+        return f"{shown(self.path)}, record {self.keys[position]} at byte {self._offsets[position]}"
+
+    def headers(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Headers of all records at once.
+
+        Returns:
+            count of announced labels, first label and length of the image, each of shape `(N,)`.
+        Raises:
+            ValueError: a record is too short for its header; names key and offset.
+        """
+        flags, labels = np.zeros(len(self), np.int64), np.zeros(len(self), np.float32)
+        data = np.frombuffer(self._bytes, np.uint8)
+        lengths = self._lengths.copy()
+        whole = np.ones(len(self), bool)
+        for position, parts in self._parts.items():
+            lengths[position] = sum(length for _, length in parts) + 4 * (len(parts) - 1)
+            whole[position] = False
+        if (short := np.flatnonzero(lengths < _HEADER.size)).size:
+            raise ValueError(f"{self.where(short[0])}: {lengths[short[0]]} bytes are too few for a header")
+        for chunk in np.array_split(np.flatnonzero(whole), max(1, len(self) // _CHUNK)):
+            starts = self._offsets[chunk] + _FRAME.size
+            fields = data[starts[:, None] + np.arange(8)].view("<u4")  # (n, 2): flag, label
+            flags[chunk], labels[chunk] = fields[:, 0], fields[:, 1].view("<f4")
+            several = (fields[:, 0] > 0) & (lengths[chunk] >= _HEADER.size + 4)
+            rows = starts[several] + _HEADER.size
+            labels[chunk[several]] = data[rows[:, None] + np.arange(4)].view("<f4")[:, 0]
+        images = lengths - _HEADER.size - 4 * flags
+        if (short := np.flatnonzero(images < 0)).size:
+            at = short[0]
+            raise ValueError(
+                f"{self.where(at)}: its header announces {flags[at]} labels, but it holds {lengths[at]} bytes"
+            )
+        for position in self._parts:
+            header, image = unpack(self[position])
+            flags[position], labels[position], images[position] = len(header.labels), header.labels[0], len(image)
+        return flags, labels, images
+
+    def _check_frames(self) -> tuple[np.ndarray, dict[int, list[tuple[int, int]]]]:
+        """Payload length of every record `(N,)`, and `(start, length)` of the parts of those that have several."""
+        size, data = len(self._bytes), np.frombuffer(self._bytes, np.uint8)
+        name, index = shown(self.path), shown(self.index_path)
+        outside = np.flatnonzero((self._offsets % 4 != 0) | (self._offsets > size - _FRAME.size))
+        if outside.size:
+            at = outside[0]
+            raise ValueError(
+                f"{index}: key {self.keys[at]} is said to lie at byte {self._offsets[at]}, where no record of {name} "
+                f"({size} bytes) can start; the two files do not belong together, or {name} is cut off"
+            )
+        lengths, kinds = np.zeros(len(self), np.int64), np.zeros(len(self), np.int64)
+        for chunk in np.array_split(np.arange(len(self)), max(1, len(self) // _CHUNK)):
+            fields = data[self._offsets[chunk][:, None] + np.arange(_FRAME.size)].view("<u4").astype(np.int64)
+            if (wrong := np.flatnonzero(fields[:, 0] != MAGIC)).size:
+                at = chunk[wrong[0]]
+                raise ValueError(
+                    f"{name}, byte {self._offsets[at]}: no record starts here (bad magic number), though {index} says "
+                    f"so of key {self.keys[at]}; the two files do not belong together, or one is damaged"
+                )
+            lengths[chunk], kinds[chunk] = fields[:, 1] & ((1 << _LENGTH_BITS) - 1), fields[:, 1] >> _LENGTH_BITS
+        ends = self._offsets + _FRAME.size + lengths
+        if (past := np.flatnonzero(ends > size)).size:
+            raise ValueError(f"{self.where(past[0])}: runs to byte {ends[past[0]]}, past the end at {size}; cut off")
+        if (odd := np.flatnonzero((kinds != WHOLE) & (kinds != FIRST))).size:
+            raise ValueError(f"{self.where(odd[0])}: is the middle of a record (part {kinds[odd[0]]}), not its start")
+        parts = {int(at): self._follow_parts(int(at)) for at in np.flatnonzero(kinds == FIRST)}
+        for at, pieces in parts.items():
+            ends[at] = sum(pieces[-1])
+        by_offset = np.argsort(self._offsets)
+        starts, ends = self._offsets[by_offset], (ends[by_offset] + 3) // 4 * 4
+        borders = np.concatenate([[0], ends]), np.concatenate([starts, [max(size, ends[-1])]])
+        if (gap := np.flatnonzero(borders[0] != borders[1])).size:
+            here, there = borders[0][gap[0]], borders[1][gap[0]]
+            what = "lie in no record of" if here < there else "lie in two records of"
+            raise ValueError(
+                f"{name}: bytes {min(here, there)} to {max(here, there)} {what} {index}; the index is incomplete or "
+                "belongs to another file"
+            )
+        return lengths, parts
+
+    def _follow_parts(self, position: int) -> list[tuple[int, int]]:
+        """`(start, length)` of each part of a record that was cut where its payload held the magic number."""
+        at = self._offsets.item(position)
+        parts: list[tuple[int, int]] = []
+        while True:
+            if at + _FRAME.size > len(self._bytes):
+                raise ValueError(f"{self.where(position)}: its last part is missing; the file ends at byte {at}")
+            magic, word = _FRAME.unpack_from(self._bytes, at)
+            kind, length = word >> _LENGTH_BITS, word & ((1 << _LENGTH_BITS) - 1)
+            if magic != MAGIC or kind not in ((MIDDLE, LAST) if parts else (FIRST,)):
+                raise ValueError(f"{self.where(position)}: the part expected at byte {at} is none; damaged or cut off")
+            start = at + _FRAME.size
+            if start + length > len(self._bytes):
+                raise ValueError(
+                    f"{self.where(position)}: its part at byte {at} runs past the end of the file; cut off"
+                )
+            parts.append((start, length))
+            if kind == LAST:
+                return parts
+            at = (start + length + 3) // 4 * 4
+
+
+def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and byte offsets of an index, each of shape `(N,)`; names the line that is none."""
+    lines = path.read_bytes().splitlines()
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if not lines:
+        raise ValueError(f"{shown(path)}: is empty; fetch it again")
+    try:
+        pairs = np.array([line.split(b"\t") for line in lines]).astype(np.int64)
+        if pairs.ndim == 2 and pairs.shape[1] == 2 and (pairs >= 0).all():
+            return pairs[:, 0], pairs[:, 1]
+    except (ValueError, OverflowError):  # lines of different lengths, text, numbers beyond 64 bits
+        pass
+    for number, line in enumerate(lines, start=1):
+        words = line.split(b"\t")
+        if len(words) != 2 or not all(word.strip().isdigit() and len(word) < 19 for word in words):
+            start = line[:40].decode("utf-8", "backslashreplace")
+            raise ValueError(f"{shown(path)}, line {number}: expected a key, a tab and a byte offset, found {start!r}")
+    raise ValueError(f"{shown(path)}: is no index of keys and byte offsets")
+
+
+# --- faces --------------------------------------------------------------------------------------------------
+
+
+def find_record_file(path: Path) -> Path | None:
+    """The `.rec` file that a path names or that a folder holds, or None.
+
+    Raises:
+        ValueError: the folder holds several, none of them called `train.rec`.
+    """
+    if path.is_file():
+        return path if path.suffix.lower() == ".rec" else None
+    if (usual := path / "train.rec").is_file():
+        return usual
+    found = sorted(path.glob("*.rec"))
+    if len(found) > 1:
+        raise ValueError(f"{shown(path)}: holds {len(found)} .rec files and no train.rec; name the one to read")
+    return found[0] if found else None
+
+
+class RecordSource(FaceSource):
+    """Faces of an insightface record file.
+
+    Where record 0 is a header (several labels, no image), its first label N + 1 says that the records 1 .. N are the
+    images; those after them are ranges of identities, which must agree with the images' own labels. Otherwise every
+    record is an image. The label of an image is the first one in its header.
+
+    Args:
+        path: the `.rec` file.
+        domains: names for `domain_labels`; record files carry none themselves.
+    Raises:
+        FileNotFoundError, ValueError: see [`RecordFile`]; or an image is missing or nameless, a label is no whole
+            number of at least 0, ranges or `property` contradict the images.
+    """
+
+    def __init__(self, path: Path, domains: Sequence[str] | None) -> None:
+        self._records = records = RecordFile(path)
+        flags, labels, images = records.headers()
+        positions = np.arange(len(records))
+        ranges = positions[:0]
+        if records.keys[0] == 0 and flags[0] > 0 and images[0] == 0:
+            positions, ranges = self._images_and_ranges()
+        mine = labels[positions]
+        whole = np.isfinite(mine) & (mine >= 0) & (mine == np.floor(mine))
+        if not whole.all():
+            at = int(np.argmin(whole))
+            raise ValueError(
+                f"{records.where(positions[at])}: label {mine[at]:g} is no identity; labels are whole numbers from 0"
+            )
+        if mine.max() >= _MAX_LABEL:
+            at = int(mine.argmax())
+            raise ValueError(
+                f"{records.where(positions[at])}: label {mine[at]:.0f} is too large; float32, in which this format "
+                f"keeps labels, tells identities apart only below {_MAX_LABEL:,}"
+            )
+        self._positions = positions
+        codes = mine.astype(np.int64)
+        _check_property(path.with_name("property"), int(codes.max()))
+        self._check_ranges(ranges, codes)
+        unlabelled = np.full(len(positions), UNLABELLED)
+        super().__init__(shown(path), _Numbers(int(codes.max()) + 1), codes, unlabelled, domains or ())
+
+    def _images_and_ranges(self) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of the images and of the identity ranges, by the header record."""
+        records = self._records
+        first, *rest = unpack(records[0])[0].labels  # N + 1 and, where it is there, N + 1 + C
+        last, total = (int(label) if np.isfinite(label) else 0 for label in (first - 1, *(rest[:1] or [len(records)])))
+        if not 1 <= last < total or total != len(records) or not np.array_equal(records.keys, np.arange(total)):
+            missing = np.setdiff1d(np.arange(min(max(total, 1), len(records) + 10**6)), records.keys)
+            lost = f"; {len(missing)} of these keys are missing, the first is {missing[0]}" if missing.size else ""
+            raise ValueError(
+                f"{records.where(0)}: announces the images 1 to {last} and {total} records in all, but "
+                f"{shown(records.index_path)} lists {len(records)} records, 0 to {records.keys[-1]}{lost}"
+            )
+        return np.arange(1, last + 1), np.arange(last + 1, total)
+
+    def _check_ranges(self, ranges: np.ndarray, codes: np.ndarray) -> None:
+        """Every range `[first, end)` of keys holds the images of one identity, and together they hold all."""
+        records, covered = self._records, np.zeros(len(codes), bool)
+        for position in ranges.tolist():
+            header, image = unpack(records[position])
+            if image or len(header.labels) < 2:
+                raise ValueError(f"{records.where(position)}: comes after the images, but is no range of an identity")
+            first, end = header.labels[:2]
+            if not 1 <= first <= end <= len(codes) + 1:
+                raise ValueError(f"{records.where(position)}: its range {first:g} to {end:g} is none of the images")
+            mine = slice(int(first) - 1, int(end) - 1)  # the first image has the key 1
+            if len(np.unique(codes[mine])) > 1:
+                raise ValueError(
+                    f"{records.where(position)}: its range {first:g} to {end:g} holds images of several identities; "
+                    "the record file is damaged or was put together wrongly"
+                )
+            covered[mine] = True
+        if ranges.size and not covered.all():
+            raise ValueError(f"{self.where(int(np.argmin(covered)))}: is an image of no identity's range")
+
+    def _encoded(self, index: int) -> bytes:
+        payload = self._records[self._positions.item(index)]
+        (count,) = struct.unpack_from("<I", payload)
+        return payload[_HEADER.size + 4 * count :]
+
+    def where(self, index: int) -> str:
+        return self._records.where(self._positions.item(index))
+
+
+class _Numbers(Sequence[str]):
+    """Names of identities that have but a number, without holding them."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        return str(index)
+
+
+def _check_property(path: Path, largest_label: int) -> None:
+    """`property`, where it is there, says `identities,height,width`; no label may lie beyond."""
+    if not path.is_file():
+        return
+    words = path.read_text(encoding="utf-8", errors="replace").strip().split(",")
+    if len(words) != 3 or not all(word.strip().isdecimal() for word in words):
+        raise ValueError(f"{shown(path)}: expected `identities,height,width`, such as 10572,112,112")
+    if largest_label >= int(words[0]):
+        raise ValueError(
+            f"{shown(path)}: speaks of {int(words[0])} identities, but the record file has the label {largest_label}; "
+            "they do not belong together"
+        )

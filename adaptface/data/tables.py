@@ -1,0 +1,138 @@
+"""Training faces in a Hugging Face data set: an imagefolder, parquet, saved to disk, or on the Hub."""
+
+import glob
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from adaptface.data.base import DOMAIN_COLUMN, UNLABELLED, DomainNumbers, FaceSource, natural, shown
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+IMAGE_COLUMNS = (("image",), ("img", "face", "picture", "jpg", "png"))  # before and after a look at the type
+IDENTITY_COLUMNS = (("identity", "person", "label"), ("id",))  # "id" comes last: it may number the rows
+SAVED_MARKS = ("dataset_dict.json", "state.json")  # left by save_to_disk
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+class DatasetsSource(FaceSource):
+    """Rows of a Hugging Face `datasets.Dataset`.
+
+    The image column is `image`, else the only one of type `Image`, else one of a usual name. The identity column
+    is `identity`, `person` or `label`, else the only `ClassLabel`, else `id`. The domain column is `domain`: names,
+    or numbers into `domains`. Identities keep the order of their numbers, text is in natural order.
+    """
+
+    def __init__(self, name: str, dataset: "Dataset", domains: Sequence[str] | None):
+        from datasets import Image as ImageFeature
+
+        image = _pick(name, dataset, "Image", *IMAGE_COLUMNS)
+        identity = _pick(name, dataset, "ClassLabel", *IDENTITY_COLUMNS)
+        codes, names = _identity_codes(name, dataset, identity)
+        numbers = DomainNumbers(domains)
+        domain_labels = np.full(len(dataset), UNLABELLED)
+        if DOMAIN_COLUMN in dataset.column_names:
+            domain_labels = _domain_labels(name, dataset, numbers)
+        super().__init__(name, names, codes, domain_labels, numbers.names)
+        # decode=False: a broken image then fails when it is opened, and the shipped processor decodes it
+        self._rows = dataset.select_columns([image]).cast_column(image, ImageFeature(decode=False))
+        self._column = image
+
+    def _encoded(self, index: int) -> Path | bytes:
+        row = self._rows[int(index)][self._column] or {"bytes": b""}
+        return Path(row["path"]) if row["bytes"] is None else row["bytes"]
+
+    def where(self, index: int) -> str:
+        return f"{self.name}, row {index}, column {self._column!r}"
+
+
+def is_dataset_folder(folder: Path) -> bool:
+    """Whether `datasets` must read this folder: saved with save_to_disk, parquet, or metadata that is no CSV."""
+    parts = [part for part in (folder, folder / "data", folder / "train") if part.is_dir()]
+    marks = ("metadata.jsonl", "metadata.parquet", *SAVED_MARKS)
+    return any((part / mark).is_file() for part in parts for mark in marks) or any(
+        any(part.glob("*.parquet")) for part in parts
+    )
+
+
+def load_dataset(text: str, local: Path, split: str) -> "Dataset":
+    """One split of a local or Hub dataset, as a memory-mapped table."""
+    import datasets
+
+    remote = text.startswith("hf://") or not local.exists()
+    hub_id = text.removeprefix("hf://").removeprefix("datasets/")
+    origin = f"{shown(text)}: " + ("" if not remote or text != hub_id else "no such path here, and as a Hub dataset: ")
+    try:
+        if remote:
+            if not _HUB_ID.fullmatch(hub_id):
+                raise FileNotFoundError("the name is not of the form user/name")
+            return datasets.load_dataset(hub_id, split=split)
+        if local.is_file():
+            return datasets.Dataset.from_parquet(glob.escape(os.fspath(local)), split=split)
+        if not any((local / mark).is_file() for mark in SAVED_MARKS):
+            return datasets.load_dataset(os.fspath(local.absolute()), split=split)
+        saved = datasets.load_from_disk(os.fspath(local))
+        if isinstance(saved, datasets.Dataset):
+            return saved
+        if split not in saved:
+            raise ValueError(f"has no split '{split}', only {', '.join(saved)}")
+        return saved[split]
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{origin}{error}") from error
+    except ConnectionError as error:
+        raise ConnectionError(f"{origin}{error}; connect, or give a local copy") from error
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(f"{origin}{error}") from error
+
+
+def _pick(name: str, dataset: "Dataset", kind: str, first: Sequence[str], last: Sequence[str]) -> str:
+    """The column with a name of `first`, else the only one of feature type `kind`, else a name of `last`."""
+    columns = [column for column in dataset.column_names if column != DOMAIN_COLUMN]
+    typed = [column for column in columns if type(dataset.features[column]).__name__ == kind]
+    candidates = (*first, *(typed if len(typed) == 1 else ()), *last)
+    for column in candidates:
+        if column in columns:
+            return column
+    raise ValueError(
+        f"{name}: cannot tell which column holds the {'images' if kind == 'Image' else 'identities'}; expected one "
+        f"named {', '.join((*first, *last))}, or a single one of type {kind}, found {', '.join(dataset.column_names)}"
+    )
+
+
+def _factorise(name: str, dataset: "Dataset", column: str) -> tuple[np.ndarray, list[str | int | None]]:
+    """Codes `(N,)` of a column, -1 for empty cells, and the value of each code in order (class labels as names)."""
+    feature = dataset.features[column]
+    kind = str(getattr(feature, "dtype", feature))
+    if not kind.startswith(("int", "uint")) and kind not in ("string", "large_string"):
+        raise ValueError(f"{name}: column '{column}' is of type {kind}; expected text, integers or ClassLabel")
+    table = dataset.select_columns([column]).with_format("arrow")[:]
+    encoded = table.column(column).combine_chunks().dictionary_encode()
+    values = encoded.dictionary.to_pylist()
+    order = sorted(range(len(values)), key=lambda at: natural(v) if isinstance(v := values[at], str) else v)
+    rank = np.append(np.argsort(order), -1).astype(np.int64)  # the last entry serves code -1
+    codes = rank[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
+    values = [values[at] for at in order]
+    if type(feature).__name__ == "ClassLabel":
+        values = [feature.names[value] if 0 <= value < feature.num_classes else None for value in values]
+    return codes, values
+
+
+def _identity_codes(name: str, dataset: "Dataset", column: str) -> tuple[np.ndarray, list[str]]:
+    codes, values = _factorise(name, dataset, column)
+    unknown = [-1, *(code for code, value in enumerate(values) if value in (None, ""))]
+    nameless = np.isin(codes, unknown)
+    if nameless.any():
+        raise ValueError(f"{name}, row {nameless.argmax()}: column '{column}' names no identity; drop or label the row")
+    return codes, [str(value) for value in values]
+
+
+def _domain_labels(name: str, dataset: "Dataset", domains: "DomainNumbers") -> np.ndarray:
+    codes, values = _factorise(name, dataset, DOMAIN_COLUMN)
+    numbers = [domains.number(f"{name}, row {(codes == code).argmax()}", value) for code, value in enumerate(values)]
+    return np.array([*numbers, UNLABELLED])[codes]
