@@ -84,7 +84,7 @@ def test_a_payload_that_holds_the_magic_number_is_put_together_again(tmp_path: P
     assert (tmp_path / "a.rec").read_bytes().count(MAGIC) > 4  # frames, and none of the payloads' own
     flags, labels, images = records.headers() if at >= 8 else (None, None, None)
     if flags is not None:
-        assert labels.tolist() == [1, 1, 1, 2]
+        assert labels.tolist() == [1, 1, 1, 2] and flags.tolist() == [0] * 4
         assert images.tolist() == [40, 44, max(0, at + 15 - 24), 2]
 
 
@@ -224,6 +224,12 @@ def test_truncated_parts(tmp_path: Path, cut: str) -> None:
     }[cut]
     with pytest.raises(ValueError, match=expected):
         RecordFile(path)
+
+
+def test_parts_too_short_for_a_header_name_their_record(tmp_path: Path) -> None:
+    path = write_records(tmp_path / "a.rec", {1: b"abcd" + MAGIC + b"efgh"})
+    with pytest.raises(ValueError, match="record 1 at byte 0: 12 bytes are too few for a header"):
+        open_source(path)
 
 
 def test_the_middle_of_a_record_is_no_start(tmp_path: Path) -> None:

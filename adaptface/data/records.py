@@ -33,10 +33,12 @@ class Header(NamedTuple):
     """What precedes the image in a record.
 
     Attributes:
-        labels (`tuple[float, ...]`): one number, or several where `flag` announces them; the first is the identity.
+        flag (`int`): how many labels follow the header; 0 if its own is the only one.
+        labels (`tuple[float, ...]`): these labels; the first is the identity.
         id, id2 (`int`): the writer's own numbers.
     """
 
+    flag: int
     labels: tuple[float, ...]
     id: int
     id2: int
@@ -55,7 +57,7 @@ def unpack(payload: bytes) -> tuple[Header, bytes]:
     if start > len(payload):
         raise ValueError(f"its header announces {count} labels, but it holds {len(payload)} bytes")
     labels = struct.unpack_from(f"<{count}f", payload, _HEADER.size) if count else (label,)
-    return Header(labels, id_, id2), payload[start:]
+    return Header(count, labels, id_, id2), payload[start:]
 
 
 class RecordFile:
@@ -125,30 +127,29 @@ class RecordFile:
             ValueError: a record is too short for its header; names key and offset.
         """
         flags, labels = np.zeros(len(self), np.int64), np.zeros(len(self), np.float32)
-        data = np.frombuffer(self._bytes, np.uint8)
-        lengths = self._lengths.copy()
-        whole = np.ones(len(self), bool)
-        for position, parts in self._parts.items():
-            lengths[position] = sum(length for _, length in parts) + 4 * (len(parts) - 1)
-            whole[position] = False
-        if (short := np.flatnonzero(lengths < _HEADER.size)).size:
-            raise ValueError(f"{self.where(short[0])}: {lengths[short[0]]} bytes are too few for a header")
-        for chunk in np.array_split(np.flatnonzero(whole), max(1, len(self) // _CHUNK)):
-            starts = self._offsets[chunk] + _FRAME.size
+        images, data = np.zeros(len(self), np.int64), np.frombuffer(self._bytes, np.uint8)
+        whole = np.setdiff1d(np.arange(len(self)), list(self._parts))
+        for chunk in np.array_split(whole, max(1, len(self) // _CHUNK)):
+            starts, lengths = self._offsets[chunk] + _FRAME.size, self._lengths[chunk]
+            if (short := np.flatnonzero(lengths < _HEADER.size)).size:
+                at = short[0]
+                raise ValueError(f"{self.where(chunk[at])}: {lengths[at]} bytes are too few for a header")
             fields = data[starts[:, None] + np.arange(8)].view("<u4")  # (n, 2): flag, label
-            flags[chunk], labels[chunk] = fields[:, 0], fields[:, 1].view("<f4")
-            several = (fields[:, 0] > 0) & (lengths[chunk] >= _HEADER.size + 4)
-            rows = starts[several] + _HEADER.size
-            labels[chunk[several]] = data[rows[:, None] + np.arange(4)].view("<f4")[:, 0]
-        images = lengths - _HEADER.size - 4 * flags
-        if (short := np.flatnonzero(images < 0)).size:
-            at = short[0]
-            raise ValueError(
-                f"{self.where(at)}: its header announces {flags[at]} labels, but it holds {lengths[at]} bytes"
-            )
+            counts, first = fields[:, 0].astype(np.int64), fields[:, 1].copy()
+            images[chunk] = lengths - _HEADER.size - 4 * counts
+            if (short := np.flatnonzero(images[chunk] < 0)).size:
+                at = short[0]
+                found = f"announces {counts[at]} labels, but it holds {lengths[at]} bytes"
+                raise ValueError(f"{self.where(chunk[at])}: its header {found}")
+            several = np.flatnonzero(counts)
+            first[several] = data[(starts[several] + _HEADER.size)[:, None] + np.arange(4)].view("<u4")[:, 0]
+            flags[chunk], labels[chunk] = counts, first.view("<f4")
         for position in self._parts:
-            header, image = unpack(self[position])
-            flags[position], labels[position], images[position] = len(header.labels), header.labels[0], len(image)
+            try:
+                header, image = unpack(self[position])
+            except ValueError as error:
+                raise ValueError(f"{self.where(position)}: {error}") from error
+            flags[position], labels[position], images[position] = header.flag, header.labels[0], len(image)
         return flags, labels, images
 
     def _check_frames(self) -> tuple[np.ndarray, dict[int, list[tuple[int, int]]]]:
@@ -211,7 +212,7 @@ class RecordFile:
             parts.append((start, length))
             if kind == LAST:
                 return parts
-            at = (start + length + 3) // 4 * 4
+            at = start + length  # only the last part may end off the grid of four bytes
 
 
 def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -301,7 +302,7 @@ class RecordSource(FaceSource):
         records = self._records
         first, *rest = unpack(records[0])[0].labels  # N + 1 and, where it is there, N + 1 + C
         last, total = (int(label) if np.isfinite(label) else 0 for label in (first - 1, *(rest[:1] or [len(records)])))
-        if not 1 <= last < total or total != len(records) or not np.array_equal(records.keys, np.arange(total)):
+        if not 1 <= last < total or not np.array_equal(records.keys, np.arange(total)):
             missing = np.setdiff1d(np.arange(min(max(total, 1), len(records) + 10**6)), records.keys)
             lost = f"; {len(missing)} of these keys are missing, the first is {missing[0]}" if missing.size else ""
             raise ValueError(
