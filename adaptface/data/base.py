@@ -67,6 +67,15 @@ class FaceSource(ABC):
         """
         return load_image(self._encoded(index), self.where(index))
 
+    def encoded(self, index: int) -> bytes:
+        """The image file as it is, not decoded.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        content = self._encoded(index)
+        return content.read_bytes() if isinstance(content, Path) else content
+
     @abstractmethod
     def where(self, index: int) -> str:
         """A printable name of an image, for messages."""

@@ -13,7 +13,7 @@ import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -365,3 +365,89 @@ def _check_property(path: Path, largest_label: int) -> None:
             f"{shown(path)}: speaks of {int(words[0])} identities, but the record file has the label {largest_label}; "
             "they do not belong together"
         )
+
+
+# --- writing ------------------------------------------------------------------------------------------------
+
+
+def pack(labels: Sequence[float], number: int, image: bytes = b"") -> bytes:
+    """Payload of a record: a header with one label, or announcing several, and an image file."""
+    flag, label = (0, labels[0]) if len(labels) == 1 else (len(labels), 0.0)
+    return _HEADER.pack(flag, label, number, 0) + struct.pack(f"<{flag}f", *labels[:flag]) + image
+
+
+class RecordWriter:
+    """Appends records to a `.rec` file and its `.idx` file; goes on after the last complete record of what is there.
+
+    A record is in the index only once it is wholly in the `.rec` file, so that a killed writer loses at most the record
+    it was at.
+
+    Args:
+        path: the `.rec` file, its index beside it; both are made where they do not exist.
+    Attributes:
+        count (`int`): records written so far, by this writer and earlier ones.
+    """
+
+    def __init__(self, path: Path) -> None:
+        index_path = path.with_suffix(".idx")
+        self.count = end = 0
+        if path.is_file() and index_path.is_file():
+            lines = [line for line in index_path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                while lines and not end:  # the index may have reached the disk before the record did
+                    file.seek(int(lines[-1].split(b"\t")[1]))
+                    end = _end_of_record(file)
+                    if end > size or not end:
+                        end = 0
+                        lines.pop()
+            self.count = len(lines)
+            with index_path.open("rb+") as file:
+                file.truncate(sum(map(len, lines)))
+            with path.open("rb+") as file:
+                file.truncate(end)
+        self._records, self._index = path.open("ab" if end else "wb"), index_path.open("ab" if end else "wb")
+
+    def write(self, key: int, payload: bytes) -> None:
+        """Append one record; a payload that holds the magic number on the grid of four bytes is cut there."""
+        offset = self._records.tell()
+        words = np.frombuffer(payload[: len(payload) // 4 * 4], "<u4")
+        starts = [0, *(4 * np.flatnonzero(words == MAGIC) + 4).tolist()]
+        ends = [*(start - 4 for start in starts[1:]), len(payload)]
+        for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            is_last = number == len(starts) - 1
+            kind = (WHOLE if is_last else FIRST) if number == 0 else LAST if is_last else MIDDLE
+            length = end - start
+            if length >> _LENGTH_BITS:
+                raise ValueError(f"record {key}: {length} bytes are more than this format holds in one piece")
+            padding = b"\0" * (-length % 4)
+            self._records.write(_FRAME.pack(MAGIC, kind << _LENGTH_BITS | length) + payload[start:end] + padding)
+        self._index.write(b"%d\t%d\n" % (key, offset))
+        self.count += 1
+
+    def flush(self) -> None:
+        """Put everything on the disk, the records before the index."""
+        for file in (self._records, self._index):
+            file.flush()
+            os.fsync(file.fileno())
+
+    def close(self) -> None:
+        self.flush()
+        self._records.close()
+        self._index.close()
+
+
+def _end_of_record(file: BinaryIO) -> int:
+    """Where the record at the file's position ends, with its padding; 0 if there is none."""
+    while True:
+        frame = file.read(_FRAME.size)
+        if len(frame) < _FRAME.size:
+            return 0
+        magic, word = _FRAME.unpack(frame)
+        kind, length = word >> _LENGTH_BITS, word & ((1 << _LENGTH_BITS) - 1)
+        if magic != MAGIC:
+            return 0
+        end = file.tell() + (length + 3) // 4 * 4
+        if kind in (WHOLE, LAST):
+            return end
+        file.seek(end)

@@ -61,8 +61,8 @@ def is_dataset_folder(folder: Path) -> bool:
     )
 
 
-def load_dataset(text: str, local: Path, split: str) -> "Dataset":
-    """One split of a local or Hub dataset, as a memory-mapped table."""
+def load_dataset(text: str, local: Path, split: str, cache_dir: str | None = None) -> "Dataset":
+    """One split of a local or Hub dataset, as a memory-mapped table (in `cache_dir`, else the user's cache)."""
     import datasets
 
     remote = text.startswith("hf://") or not local.exists()
@@ -72,11 +72,11 @@ def load_dataset(text: str, local: Path, split: str) -> "Dataset":
         if remote:
             if not _HUB_ID.fullmatch(hub_id):
                 raise FileNotFoundError("the name is not of the form user/name")
-            return datasets.load_dataset(hub_id, split=split)
+            return datasets.load_dataset(hub_id, split=split, cache_dir=cache_dir)
         if local.is_file():
-            return datasets.Dataset.from_parquet(glob.escape(os.fspath(local)), split=split)
+            return datasets.Dataset.from_parquet(glob.escape(os.fspath(local)), split=split, cache_dir=cache_dir)
         if not any((local / mark).is_file() for mark in SAVED_MARKS):
-            return datasets.load_dataset(os.fspath(local.absolute()), split=split)
+            return datasets.load_dataset(os.fspath(local.absolute()), split=split, cache_dir=cache_dir)
         saved = datasets.load_from_disk(os.fspath(local))
         if isinstance(saved, datasets.Dataset):
             return saved

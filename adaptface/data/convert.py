@@ -1,0 +1,266 @@
+"""Training faces from one format into another: image folder, insightface RecordIO, parquet.
+
+    convert("data/casia-webface", "data/casia-folder")             # one folder an identity, and metadata.csv
+    convert("data/casia-folder", "data/casia/train.rec")           # train.rec, train.idx, property
+    convert("data/casia-folder", "data/casia-parquet", "parquet")  # shards that hold the images themselves
+
+Image files are copied byte for byte, never decoded and encoded again. What is written grows in a hidden place beside
+the destination and gets its name when it has been read back: as many images of as many identities, with the same
+checksums. A conversion that was broken off goes on where it stopped.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from adaptface.data.base import UNLABELLED, FaceSource, shown
+from adaptface.data.records import RecordWriter, pack
+from adaptface.data.sources import open_source
+from adaptface.data.tables import DatasetsSource, load_dataset
+from adaptface.files import partial_path, sync_folder, write_text_atomically
+
+KINDS = ("folder", "records", "parquet")
+SHARD_IMAGES = 20_000  # about 100 MB of 112 px crops
+_PLAN = "convert.json"  # what a broken-off conversion was about
+_SIGNATURES = {  # how an image file of each kind starts
+    b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"BM": ".bmp", b"GIF8": ".gif", b"II*\0": ".tif",
+    b"MM\0*": ".tif", b"\0\0\0\x0cjP  ": ".jp2", b"P5": ".pgm", b"P6": ".ppm",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a set of faces holds, whatever its order and format.
+
+    Attributes:
+        images, identities (`int`): how many.
+        bytes (`int`): of all image files together.
+        checksum (`str`): SHA-256 over the sorted SHA-256 digests of (identity, domain, image file).
+    """
+
+    images: int
+    identities: int
+    bytes: int
+    checksum: str
+
+
+def convert(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    kind: str | None = None,
+    *,
+    metadata: str | os.PathLike[str] | None = None,
+    split: str = "train",
+    progress: bool = True,
+) -> Contents:
+    """Copy training faces into another format.
+
+    Args:
+        source, metadata, split: see `open_source`.
+        destination: a new folder; for records also the `.rec` file to write, else `train.rec` in the folder.
+        kind: `folder`, `records` or `parquet`. Default: `records` if the destination ends in `.rec`, else `folder`.
+        progress: show progress bars.
+    Returns:
+        [`Contents`] of what was written, read back and found equal to the source. Records hold no names: there the
+        identities are compared as numbers, and domains are lost (which is refused unless there are none).
+    Raises:
+        FileNotFoundError, ValueError: see `open_source`; the destination cannot hold what the source does.
+        FileExistsError: there is something at the destination.
+        OSError: it could not be written; what is complete is kept for the next call.
+    """
+    target = Path(destination)
+    kind = kind or ("records" if target.suffix.lower() == ".rec" else "folder")
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}")
+    folder = target.parent if kind == "records" and target.suffix.lower() == ".rec" else target
+    file = target.name if folder != target else "train.rec"
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{shown(folder)}: is not empty; name a new folder")
+
+    faces = open_source(source, metadata=metadata, split=split, domains=None)
+    partial = partial_path(folder)
+    _begin(partial, faces, kind, file)
+    if kind == "folder":
+        _write_folder(partial, faces, progress)
+    elif kind == "records":
+        _write_records(partial / file, faces, progress)
+    else:
+        _write_parquet(partial, faces, progress)
+
+    by_number = kind == "records"
+    wanted = contents(faces, by_number, progress, "source")
+    with tempfile.TemporaryDirectory(dir=partial.parent, prefix=".convert-") as cache:  # of `datasets`, for parquet
+        if kind == "parquet":
+            copy: FaceSource = DatasetsSource(shown(partial), load_dataset(str(partial), partial, "train", cache), None)
+        else:
+            copy = open_source(partial, domains=None)
+        found = contents(copy, by_number, progress, "copy")
+        del copy
+    if found != wanted:
+        raise ValueError(f"{shown(partial)}: the copy holds {found}, the source {wanted}; delete it and convert again")
+    (partial / _PLAN).unlink()
+    if folder.is_dir():
+        folder.rmdir()
+    partial.rename(folder)
+    sync_folder(folder.parent)
+    return found
+
+
+def contents(faces: FaceSource, by_number: bool = False, progress: bool = False, label: str = "") -> Contents:
+    """Counts and checksum of a source; reads every image file.
+
+    Args:
+        by_number: take identities by their number and leave domains out, for comparison with a record file.
+    """
+    digests, size = [], 0
+    for index in tqdm(range(len(faces)), desc=f"check {label}", unit="img", disable=not progress):
+        image = faces.encoded(index)
+        size += len(image)
+        identity = str(faces.labels[index]) if by_number else faces.identities[faces.labels[index]]
+        domain = "" if by_number else _domain(faces, index)
+        names = json.dumps([identity, domain]).encode()
+        digests.append(hashlib.sha256(names + hashlib.sha256(image).digest()).digest())
+    checksum = hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+    return Contents(len(faces), len(faces.identities), size, checksum)
+
+
+def _begin(partial: Path, faces: FaceSource, kind: str, file: str) -> None:
+    """Make the hidden folder, or find in it the same conversion, broken off."""
+    digest = hashlib.sha256(np.ascontiguousarray(faces.labels).tobytes() + faces.domain_labels.tobytes())
+    digest.update(json.dumps([faces.identities, list(faces.domains)]).encode())
+    plan = {"source": faces.name, "kind": kind, "file": file, "images": len(faces), "labels": digest.hexdigest()}
+    record = partial / _PLAN
+    if partial.exists():
+        found = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
+        if found == plan:
+            return
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    write_text_atomically(record, json.dumps(plan))
+
+
+def _domain(faces: FaceSource, index: int) -> str:
+    label = faces.domain_labels[index]
+    return "" if label == UNLABELLED else faces.domains[label]
+
+
+def _suffix(image: bytes, name: str) -> str:
+    for signature, suffix in _SIGNATURES.items():
+        if image.startswith(signature):
+            return suffix
+    if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
+        return ".webp"
+    raise ValueError(f"{name}: is no image file; mend or remove it (`adaptface inspect` lists all such files)")
+
+
+def _by_identity(faces: FaceSource) -> Iterator[tuple[int, int, int]]:
+    """Each image once, identity by identity: number of the identity, of the image within it, and its index."""
+    order = np.argsort(faces.labels, kind="stable")
+    starts = np.searchsorted(faces.labels[order], np.arange(len(faces.identities)))
+    for place, index in enumerate(order.tolist()):
+        label = faces.labels.item(index)
+        yield label, place - starts.item(label), index
+
+
+def _write_folder(folder: Path, faces: FaceSource, progress: bool) -> None:
+    for name in faces.identities:
+        if name.startswith(".") or set(name) & set('/\\:*?"<>|\0') or len(name.encode()) > 200 or name != name.strip():
+            raise ValueError(
+                f"{faces.name}: the identity '{shown(name)}' cannot name a folder; convert to parquet instead"
+            )
+    rows = []
+    bar = tqdm(total=len(faces), desc="write", unit="img", disable=not progress)
+    for label, number, index in _by_identity(faces):
+        image = faces.encoded(index)
+        identity = faces.identities[label]
+        file = folder / identity / f"{number:06d}{_suffix(image, faces.where(index))}"
+        if number == 0:
+            file.parent.mkdir(exist_ok=True)
+        if not file.is_file() or file.stat().st_size != len(image):  # else it was written before
+            file.write_bytes(image)
+        rows.append((f"{identity}/{file.name}", identity, _domain(faces, index)))
+        bar.update()
+    bar.close()
+    if any(domain for *_, domain in rows):
+        with (folder / "metadata.csv").open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerows([("file", "identity", "domain"), *rows])
+
+
+def _write_records(path: Path, faces: FaceSource, progress: bool) -> None:
+    if (faces.domain_labels != UNLABELLED).any():
+        raise ValueError(f"{faces.name}: names domains, which a record file cannot hold; convert to parquet instead")
+    counts = np.bincount(faces.labels)
+    images, identities = len(faces), len(faces.identities)
+    writer = RecordWriter(path)
+    bar = tqdm(total=images, initial=max(0, writer.count - 1), desc="write", unit="img", disable=not progress)
+    if writer.count == 0:
+        writer.write(0, pack([images + 1, images + 1 + identities], 0))
+    try:
+        for key, (label, _, index) in enumerate(_by_identity(faces), start=1):
+            if key < writer.count:  # written before
+                continue
+            image = faces.encoded(index)
+            _suffix(image, faces.where(index))
+            writer.write(key, pack([label], key, image))
+            bar.update()
+        ends = np.cumsum(counts) + 1
+        for label, end in enumerate(ends.tolist()):
+            key = images + 1 + label
+            if key >= writer.count:
+                writer.write(key, pack([end - counts.item(label), end], key))
+    finally:
+        bar.close()
+        writer.close()
+    width, height = _image_size(faces)
+    write_text_atomically(path.with_name("property"), f"{identities},{height},{width}\n")
+
+
+def _image_size(faces: FaceSource) -> tuple[int, int]:
+    """Of the first image that is not broken."""
+    for index in range(len(faces)):
+        try:
+            return faces.image(index).size
+        except ValueError:
+            continue
+    raise ValueError(f"{faces.name}: not one image can be decoded")
+
+
+def _write_parquet(folder: Path, faces: FaceSource, progress: bool) -> None:
+    from datasets import Dataset, Features, Image, Value
+
+    columns = {"image": Image(), "identity": Value("string"), "domain": Value("string")}
+    if not (faces.domain_labels != UNLABELLED).any():
+        del columns["domain"]
+    shards = -(-len(faces) // SHARD_IMAGES)
+    bar = tqdm(total=len(faces), desc="write", unit="img", disable=not progress)
+    order = [index for _, _, index in _by_identity(faces)]
+    for number in range(shards):
+        mine = order[number * SHARD_IMAGES : (number + 1) * SHARD_IMAGES]
+        file = folder / f"train-{number:05d}-of-{shards:05d}.parquet"
+        if not file.is_file():
+            rows: dict[str, list[Any]] = {name: [] for name in columns}
+            for index in mine:
+                image = faces.encoded(index)
+                name = f"{index:08d}{_suffix(image, faces.where(index))}"
+                rows["image"].append({"bytes": image, "path": name})
+                rows["identity"].append(faces.identities[faces.labels[index]])
+                if "domain" in rows:
+                    rows["domain"].append(_domain(faces, index) or None)
+                bar.update()
+            partial = partial_path(file)
+            Dataset.from_dict(rows, features=Features(columns)).to_parquet(partial)
+            partial.rename(file)
+        else:
+            bar.update(len(mine))
+    bar.close()

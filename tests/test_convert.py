@@ -1,0 +1,222 @@
+"""Conversion between formats: the same images of the same people, also after a break, or an error and no copy."""
+
+import io
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from adaptface.cli import app
+from adaptface.data import convert as module
+from adaptface.data.base import FaceSource
+from adaptface.data.convert import contents, convert
+from adaptface.data.folder import FolderSource
+from adaptface.data.records import RecordFile, RecordWriter
+from adaptface.data.records import pack as our_pack
+from adaptface.data.sources import open_source
+from tests.record_files import MAGIC, pack, write_face_records, write_records
+
+
+def picture(shade: int, kind: str = "JPEG") -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (20, 24), (shade, 50, 255 - shade)).save(stream, kind)
+    return stream.getvalue()
+
+
+PEOPLE = {
+    "ada": [picture(0), picture(9, "PNG")],
+    "bob": [picture(80, "WEBP")],
+    "cy 2": [picture(150, "BMP"), picture(7)],
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, images in PEOPLE.items():
+        (tmp_path / "faces" / name).mkdir(parents=True)
+        for number, image in enumerate(images):
+            (tmp_path / "faces" / name / f"{number}.jpg").write_bytes(image)
+    return tmp_path / "faces"
+
+
+def held(source: FaceSource) -> Counter:
+    """Every image file with its identity's name and domain, in any order."""
+    domains = [*source.domains, ""]  # -1 is unlabelled
+    return Counter(
+        (source.identities[source.labels[i]], domains[source.domain_labels[i]], source.encoded(i))
+        for i in range(len(source))
+    )
+
+
+def test_around_all_formats(folder: Path, tmp_path: Path) -> None:
+    start = open_source(folder)
+    found = convert(folder, tmp_path / "parquet", "parquet", progress=False)
+    assert (found.images, found.identities) == (5, 3) and found.bytes == sum(len(i) for x in PEOPLE.values() for i in x)
+    assert held(open_source(tmp_path / "parquet")) == held(start)
+    convert(tmp_path / "parquet", tmp_path / "again", progress=False)
+    assert held(open_source(tmp_path / "again")) == held(start)
+    convert(tmp_path / "again", tmp_path / "rec" / "train.rec", progress=False)
+    records = open_source(tmp_path / "rec")
+    numbers = {"ada": "0", "bob": "1", "cy 2": "2"}
+    assert held(records) == Counter((numbers[name], d, image) for name, d, image in held(start).elements())
+    assert (tmp_path / "rec" / "property").read_text() == "3,24,20\n"
+    convert(tmp_path / "rec", tmp_path / "back", progress=False)
+    assert held(open_source(tmp_path / "back")) == held(records)
+    names = sorted(p.relative_to(tmp_path / "back").as_posix() for p in (tmp_path / "back").rglob("*.*"))
+    assert names == ["0/000000.jpg", "0/000001.png", "1/000000.webp", "2/000000.bmp", "2/000001.jpg"]
+    assert not list(tmp_path.glob(".*")), "nothing hidden is left"
+
+
+def test_records_are_what_insightface_writes(folder: Path, tmp_path: Path) -> None:
+    convert(folder, tmp_path / "ours", "records", progress=False)
+    write_face_records(tmp_path / "theirs", list(PEOPLE.values()))
+    for name in ("train.rec", "train.idx"):
+        assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "theirs" / name).read_bytes()
+
+
+@pytest.mark.parametrize("payload", [b"", MAGIC, MAGIC * 3, b"abcd" + MAGIC + b"x", b"a" + MAGIC, b"abcd" + MAGIC])
+def test_writer_cuts_payloads_as_specified(tmp_path: Path, payload: bytes) -> None:
+    writer = RecordWriter(tmp_path / "ours.rec")
+    writer.write(1, our_pack([3], 1, payload))
+    writer.write(2, our_pack([3, 4], 2, payload))
+    writer.close()
+    write_records(tmp_path / "theirs.rec", {1: pack(3, 1, payload), 2: pack([3, 4], 2, payload)})
+    for suffix in (".rec", ".idx"):
+        assert (tmp_path / f"ours{suffix}").read_bytes() == (tmp_path / f"theirs{suffix}").read_bytes()
+
+
+@pytest.mark.parametrize("lost", [0, 1, 7, 8, 30, 100, 130, 10_000])
+@pytest.mark.parametrize("index_lost", [0, 3])
+def test_writer_goes_on_after_a_cut(tmp_path: Path, lost: int, index_lost: int) -> None:
+    payloads = {k: our_pack([k], k, bytes(range(k, k + 40)) + (MAGIC if k == 2 else b"")) for k in range(4)}
+    whole = write_records(tmp_path / "whole.rec", payloads)
+    path = tmp_path / "cut.rec"
+    path.write_bytes(whole.read_bytes()[: max(0, whole.stat().st_size - lost)])
+    index = whole.with_suffix(".idx").read_bytes()
+    path.with_suffix(".idx").write_bytes(index[: len(index) - index_lost])
+    writer = RecordWriter(path)
+    kept = writer.count
+    assert kept == 4 if lost == index_lost == 0 else kept < 4
+    for key in range(kept, 4):
+        writer.write(key, payloads[key])
+    writer.close()
+    for suffix in (".rec", ".idx"):
+        assert path.with_suffix(suffix).read_bytes() == whole.with_suffix(suffix).read_bytes()
+
+
+def test_domains_travel(folder: Path, tmp_path: Path) -> None:
+    (folder / "metadata.csv").write_text("file,domain\nada/0.jpg,pose\nbob/0.jpg,indoors\n")
+    start = held(open_source(folder, domains=None))
+    assert sorted(domain for _, domain, _ in start) == ["", "", "", "indoors", "pose"]
+    convert(folder, tmp_path / "parquet", "parquet", progress=False)
+    assert held(open_source(tmp_path / "parquet", domains=None)) == start
+    convert(tmp_path / "parquet", tmp_path / "folder", progress=False)
+    assert held(open_source(tmp_path / "folder", domains=None)) == start
+    with pytest.raises(ValueError, match="names domains, which a record file cannot hold; convert to parquet"):
+        convert(folder, tmp_path / "rec" / "x.rec", progress=False)
+
+
+@pytest.mark.parametrize("kind", ["folder", "records", "parquet"])
+def test_a_broken_off_conversion_goes_on(
+    kind: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SHARD_IMAGES", 2)
+    read: list[int] = []
+    encoded = FolderSource.encoded
+
+    def counted(self: FolderSource, index: int) -> bytes:
+        if len(read) == 3:
+            raise OSError("no space left on device")
+        read.append(index)
+        return encoded(self, index)
+
+    monkeypatch.setattr(FolderSource, "encoded", counted)
+    with pytest.raises(OSError, match="no space left"):
+        convert(folder, tmp_path / "copy", kind, progress=False)
+    assert not (tmp_path / "copy").exists()
+    written = {
+        p: p.stat().st_mtime_ns for p in (tmp_path / ".copy.partial").rglob("*.*") if p.suffix in (".jpg", ".parquet")
+    }
+    monkeypatch.setattr(FolderSource, "encoded", encoded)
+    convert(folder, tmp_path / "copy", kind, progress=False)
+    for path, time in written.items():  # what was complete was not written again
+        assert (tmp_path / "copy" / path.relative_to(tmp_path / ".copy.partial")).stat().st_mtime_ns == time
+    assert written or kind == "records"
+    assert contents(open_source(tmp_path / "copy"), by_number=True) == contents(open_source(folder), by_number=True)
+    if kind == "records":
+        write_face_records(tmp_path / "theirs", list(PEOPLE.values()))
+        assert (tmp_path / "copy" / "train.rec").read_bytes() == (tmp_path / "theirs" / "train.rec").read_bytes()
+
+
+def test_another_conversion_that_was_broken_off_is_not_mixed_in(folder: Path, tmp_path: Path) -> None:
+    stale = tmp_path / ".copy.partial" / "zoe"
+    stale.mkdir(parents=True)
+    (stale / "000000.jpg").write_bytes(picture(3))
+    (tmp_path / ".copy.partial" / "convert.json").write_text(json.dumps({"source": "elsewhere"}))
+    convert(folder, tmp_path / "copy", progress=False)
+    assert held(open_source(tmp_path / "copy")) == held(open_source(folder))
+
+
+@pytest.mark.parametrize("kind", ["folder", "records", "parquet"])
+def test_a_copy_that_differs_does_not_get_its_name(
+    kind: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = FolderSource.encoded
+    calls: list[int] = []
+
+    def changing(self: FolderSource, index: int) -> bytes:
+        calls.append(index)
+        image = honest(self, index)
+        return image[:-1] + b"\0" if len(calls) == 4 else image  # one image is written otherwise than it is read later
+
+    monkeypatch.setattr(FolderSource, "encoded", changing)
+    with pytest.raises(ValueError, match=r"the copy holds Contents.*delete it and convert again"):
+        convert(folder, tmp_path / "copy", kind, progress=False)
+    assert not (tmp_path / "copy").exists()
+
+
+def test_refusals(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine.txt").write_text("notes")
+    with pytest.raises(FileExistsError, match="taken: is not empty; name a new folder"):
+        convert(folder, tmp_path / "taken", progress=False)
+    with pytest.raises(ValueError, match="kind='lmdb': choose one of folder, records, parquet"):
+        convert(folder, tmp_path / "copy", "lmdb", progress=False)
+    for broken in (b"", b"<html>", b"version https://git-lfs.github.com/spec/v1\n"):
+        (folder / "bob" / "0.jpg").write_bytes(broken)
+        for kind in ("folder", "records", "parquet"):
+            with pytest.raises(ValueError, match=r"bob.0\.jpg: is no image file; mend or remove it"):
+                convert(folder, tmp_path / "copy", kind, progress=False)
+    (folder / "bob" / "0.jpg").write_bytes(picture(80))
+    convert(folder, tmp_path / "parquet", "parquet", progress=False)
+
+
+def test_identities_that_cannot_name_a_folder(tmp_path: Path) -> None:
+    from datasets import Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    for name in ("../up", "a/b", ".hidden", "x" * 300, "trailing "):
+        rows = {"image": [{"bytes": picture(1), "path": None}] * 2, "identity": [name, "other"]}
+        path = tmp_path / "faces.parquet"
+        Dataset.from_dict(rows, features=Features({"image": ImageFeature(), "identity": Value("string")})).to_parquet(
+            path
+        )
+        with pytest.raises(ValueError, match="cannot name a folder; convert to parquet instead"):
+            convert(path, tmp_path / "copy", progress=False)
+    assert not (tmp_path.parent / "up").exists()
+
+
+def test_command(folder: Path, tmp_path: Path) -> None:
+    runner = CliRunner()
+    done = runner.invoke(app, ["convert", str(folder), str(tmp_path / "a.rec" / "train.rec")])
+    assert done.exit_code == 0 and "5 images, 3 identities" in done.stdout, done.output
+    assert len(RecordFile(tmp_path / "a.rec" / "train.rec")) == 9
+    done = runner.invoke(app, ["convert", str(folder), str(tmp_path / "b"), "--to", "parquet", "--json"])
+    assert json.loads(done.stdout)["images"] == 5
+    done = runner.invoke(app, ["convert", str(tmp_path / "nothing" / "here" / "x"), str(tmp_path / "c")])
+    assert done.exit_code == 1 and "adaptface convert: " in done.stderr
+    assert np.asarray(open_source(tmp_path / "b").image(0)).shape == (24, 20, 3)
