@@ -299,5 +299,5 @@ def test_which_record_file(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds 2 .rec files and no train.rec"):
         open_source(folder)
     assert find_record_file(tmp_path) is None
-    with pytest.raises(ValueError, match="carries its identities itself"):
+    with pytest.raises(ValueError, match="is not divided into splits"):
         open_source(folder / "other.rec", split="validation")

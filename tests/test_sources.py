@@ -216,17 +216,25 @@ def test_without_a_router_the_data_name_their_own_domains(folder: Path, tmp_path
     ] == ["7", -1, "3", "7"]
 
 
+@pytest.mark.parametrize("column", ["identity", "Label", "person"])
+def test_identities_of_the_metadata_win_over_folders(folder: Path, column: str) -> None:
+    write_csv(folder / "metadata.csv", f"file_name,{column},caption", "a/1.png,x,-", "a/2.png,y,-", "b/1.png,x,-")
+    source = open_source(folder)
+    assert source.identities == ["x", "y"] and source.labels.tolist() == [0, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         (["path,domain", "a/1.png,pose"], "line 1: no column 'file', only path, domain"),
-        (["file", "a/1.png", "c/9.png"], "line 3: 'c/9.png' is no image of"),
-        (["file", "../faces/a/1.png"], "line 2: '../faces/a/1.png' is no image"),
-        (["file", "a/1.png", "a/2.png", "a/1.png"], "line 4: 'a/1.png' was listed before, on line 2"),
+        (["file,domain", "a/1.png,", "c/9.png,"], "line 3: 'c/9.png' is no image of"),
+        (["file,domain", "../faces/a/1.png,"], "line 2: '../faces/a/1.png' is no image"),
+        (["file,domain", "a/1.png,", "a/2.png,", "a/1.png,"], "line 4: 'a/1.png' was listed before, on line 2"),
+        (["file,identty", "a/1.png,x"], "line 1: neither a column 'identity' nor 'domain', only file, identty"),
         (["file,domain", "a/1.png,pose", "a/2.png,poze"], "line 3: domain 'poze' is unknown.*general, pose, age"),
         (["file,domain", "a/1.png"], "line 2: expected 2 fields"),
         (["file,domain", "a/1.png,pose,x"], "line 2: expected 2 fields"),
-        (["file,identity"], "has an `identity` column and no row"),
+        (["file,identity"], "has no row; list the images"),
         (["file,identity", "a/1.png, "], "line 2: 'a/1.png' has no identity"),
         (["file,identity", "a/1.png,x"], "a.2.png: not listed in the metadata, nor are 1 others"),
         (["file", "a/" + "x" * 200_000], "line 1: field larger than"),
@@ -240,7 +248,7 @@ def test_metadata_errors_name_file_and_line(folder: Path, tmp_path: Path, rows: 
 
 
 def test_missing_metadata(folder: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.csv: no such metadata file"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.csv: no such file"):
         open_source(folder, metadata=folder / "nowhere.csv")
 
 
@@ -368,6 +376,64 @@ def test_a_broken_parquet_file(tmp_path: Path) -> None:
         open_source(tmp_path / "x.parquet")
 
 
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("list.csv", ["File,label,domain", "b/1.png,7,pose", "./a/1.png,10,", "a\\2.png,7,age"]),
+        ("list.csv", ["identity,file,domain", "7,b/1.png,pose", "10,a/1.png,", "7,a/2.png,age"]),
+        ("list.txt", ["b/1.png 7", "a/1.png 10", "", "a/2.png\t7"]),
+    ],
+)
+def test_lists_of_files_with_labels(folder: Path, name: str, lines: list[str]) -> None:
+    source = open_source(write_csv(folder / name, *lines))
+    assert source.identities == ["7", "10"] and source.labels.tolist() == [0, 1, 0]  # numbers as numbers
+    assert source.domain_labels.tolist() == ([-1, -1, -1] if name == "list.txt" else [1, -1, 2])
+    for index, file in enumerate(("b/1.png", "a/1.png", "a/2.png")):
+        assert source.encoded(index) == (folder / file).read_bytes()
+        assert source.where(index) == str(folder / file)
+    assert source.image(0).mode == "RGB"
+
+
+def test_lists_take_names_with_blanks_and_of_any_encoding(folder: Path) -> None:
+    strange = os.fsdecode(b"caf\xe9 1.png")
+    try:
+        (folder / "a" / "1.png").rename(folder / "a" / strange)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    (folder / "list.txt").write_bytes(b"a/caf\xe9 1.png anna maria\nb/1.png  bo\n".replace(b"anna maria", b"anna"))
+    source = open_source(folder / "list.txt")
+    assert source.identities == ["anna", "bo"] and source.image(0).size == source.image(1).size
+    assert source.where(0).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "message"),
+    [
+        ("list.csv", ["path,identity", "a/1.png,x"], "line 1: no column 'file'"),
+        ("list.csv", ["file,person", "a/1.png,x"], "line 1: no column 'identity', only file, person"),
+        ("list.csv", ["file,identity", "a/1.png,x", "a/2.png"], "line 3: expected 2 fields"),
+        ("list.csv", ["file,identity", "a/1.png,x", "a/2.png, "], "line 3: 'a/2.png' has no identity"),
+        ("list.csv", ["file,identity", ",x"], "line 2: names no file"),
+        ("list.csv", ["file,identity,domain", "a/1.png,x,poze"], "line 2: domain 'poze' is unknown"),
+        ("list.csv", ["file,identity"], "holds no image"),
+        ("list.txt", ["a/1.png 1", "a/2.png"], "line 2: expected `file label`, found 'a/2.png'"),
+        ("list.txt", ["a/1.png 1", "a/1.png 2"], "line 2: 'a/1.png' was listed before, on line 1"),
+        ("list.txt", ["a/1.png 1", "a/2.png 1"], "belong to one identity"),
+        ("list.txt", [""], "holds no image"),
+    ],
+)
+def test_malformed_lists_name_the_line(folder: Path, name: str, lines: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        open_source(write_csv(folder / name, *lines))
+    assert str(folder / name) in str(caught.value)
+
+
+def test_all_files_that_a_list_lacks_are_counted(folder: Path) -> None:
+    lost = [f"x/{number}.png {number}" for number in range(30)]
+    with pytest.raises(FileNotFoundError, match=r"(?s)30 of 31 files are missing.*line 2: x/0\.png.*and 10 more"):
+        open_source(write_csv(folder / "list.txt", "a/1.png 1", *lost))
+
+
 def test_metadata_belongs_to_image_folders(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"metadata='m.csv': goes with an image folder only"):
         open_source(embed(make_dataset([0, 1]), tmp_path / "x.parquet"), metadata="m.csv")
@@ -378,7 +444,7 @@ def test_hub_ids_are_passed_on(path: str, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     asked: list[tuple[str, str]] = []
 
-    def load_dataset(name: str, split: str) -> datasets.Dataset:
+    def load_dataset(name: str, split: str, cache_dir: str | None) -> datasets.Dataset:
         asked.append((name, split))
         return make_dataset([3, 4])
 

@@ -1,14 +1,12 @@
 """Training faces in an image folder, one folder an identity, with an optional CSV of identities and domains."""
 
-import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from adaptface.data.base import DOMAIN_COLUMN, UNLABELLED, DomainNumbers, FaceSource, natural, shown, warn
+from adaptface.data.base import DOMAIN_COLUMN, UNLABELLED, DomainNumbers, natural, shown, warn
+from adaptface.data.lists import FileSource, read_csv
 
 IMAGE_SUFFIXES = (
     ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif",
@@ -16,10 +14,9 @@ IMAGE_SUFFIXES = (
 )  # fmt: skip
 NEIGHBOURS = (".csv", ".db", ".ini", ".json", ".lst", ".md", ".txt", ".yaml", ".yml")  # expected beside images
 SPLIT_FOLDERS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test"))
-FILE_COLUMNS = ("file", "file_name")  # the second is the name used by `datasets` imagefolder
 
 
-class FolderSource(FaceSource):
+class FolderSource(FileSource):
     """An image folder, one folder an identity; see `open_source` for the arguments.
 
     Labels and images follow the natural order of their names ("id_2" before "id_10") on every system. Images
@@ -36,25 +33,15 @@ class FolderSource(FaceSource):
         table: dict[str, _Row] = {}
         if metadata is not None or listed.is_file():
             table = _read_metadata(Path(metadata) if metadata is not None else listed, root, set(files), numbers)
-        identities = _identities(root, files, table)
-        names = sorted(set(identities), key=natural)
-        code = {name: number for number, name in enumerate(names)}
         unlisted = _Row(None, UNLABELLED, 0)
         super().__init__(
             shown(root),
-            names,
-            np.fromiter((code[name] for name in identities), np.int64, len(files)),
-            np.fromiter((table.get(file, unlisted).domain for file in files), np.int64, len(files)),
+            root,
+            files,
+            _identities(root, files, table),
+            [table.get(file, unlisted).domain for file in files],
             numbers.names,
         )
-        self._root = root
-        self._files = np.array([os.fsencode(file) for file in files])  # one block of bytes, no object an image
-
-    def _encoded(self, index: int) -> Path:
-        return self._root / os.fsdecode(bytes(self._files[index]))
-
-    def where(self, index: int) -> str:
-        return shown(self._encoded(index))
 
 
 def _split_folder(root: Path, split: str) -> Path:
@@ -147,33 +134,24 @@ class _Row(NamedTuple):
 
 def _read_metadata(path: Path, root: Path, files: set[str], domains: "DomainNumbers") -> dict[str, _Row]:
     """Rows of the CSV by image file, checked against the images found."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{shown(path)}: no such metadata file")
     table: dict[str, _Row] = {}
-    # surrogateescape: names of any encoding are compared byte by byte, as the file system gives them
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        reader = csv.DictReader(stream)
-        columns = reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
-        file_column = next((column for column in FILE_COLUMNS if column in columns), None)
-        if file_column is None:
-            raise ValueError(f"{shown(path)}, line 1: no column 'file', only {shown(', '.join(columns)) or 'nothing'}")
-        try:
-            for record in reader:
-                here = f"{shown(path)}, line {reader.line_num}"
-                if None in record or None in record.values():
-                    raise ValueError(f"{here}: expected {len(columns)} fields, as in the header")
-                file = record[file_column].replace("\\", "/").removeprefix("./")
-                if file not in files:
-                    raise ValueError(f"{here}: '{shown(file)}' is no image of {shown(root)}")
-                if file in table:
-                    raise ValueError(f"{here}: '{shown(file)}' was listed before, on line {table[file].line}")
-                identity = record.get("identity")
-                if identity is not None and not identity.strip():
-                    raise ValueError(f"{here}: '{shown(file)}' has no identity")
-                domain = domains.number(here, record.get(DOMAIN_COLUMN))
-                table[file] = _Row(identity and identity.strip(), domain, reader.line_num)
-        except csv.Error as error:
-            raise ValueError(f"{shown(path)}, line {reader.line_num}: {error}") from error
-    if not table and "identity" in columns:
-        raise ValueError(f"{shown(path)}: has an `identity` column and no row; list every image, or drop the column")
+    for line, record in read_csv(path):
+        here = f"{shown(path)}, line {line}"
+        if not {"identity", DOMAIN_COLUMN} & record.keys():
+            raise ValueError(
+                f"{shown(path)}, line 1: neither a column 'identity' nor '{DOMAIN_COLUMN}', only "
+                f"{shown(', '.join(record))}; name one so, or remove the file"
+            )
+        file = record["file"].replace("\\", "/").removeprefix("./")
+        if file not in files:
+            raise ValueError(f"{here}: '{shown(file)}' is no image of {shown(root)}")
+        if file in table:
+            raise ValueError(f"{here}: '{shown(file)}' was listed before, on line {table[file].line}")
+        identity = record.get("identity")
+        if identity is not None and not identity.strip():
+            raise ValueError(f"{here}: '{shown(file)}' has no identity")
+        domain = domains.number(here, record.get(DOMAIN_COLUMN))
+        table[file] = _Row(identity and identity.strip(), domain, line)
+    if not table:
+        raise ValueError(f"{shown(path)}: has no row; list the images, or remove the file")
     return table

@@ -2,6 +2,7 @@
 
     source = open_source("data/faces")                 # one folder an identity, metadata.csv optional
     source = open_source("data/casia-webface")         # insightface RecordIO: train.rec, train.idx, property
+    source = open_source("data/faces.csv")             # file,identity[,domain]; or a TXT of lines `file label`
     source = open_source("data/faces.parquet")         # Hugging Face `datasets`: parquet, saved, imagefolder
     source = open_source("hf://user/faces", split="validation")
 
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from adaptface.data.base import DEFAULT_DOMAINS, FaceSource, shown
 from adaptface.data.folder import FolderSource
+from adaptface.data.lists import LIST_SUFFIXES, ListSource
 from adaptface.data.records import RecordSource, find_record_file
 from adaptface.data.tables import DatasetsSource, is_dataset_folder, load_dataset
 
@@ -29,12 +31,13 @@ def open_source(
 
     Args:
         path: a folder of identity folders (or of train/validation/... folders of them); insightface RecordIO, as
-            the `.rec` file or the folder that holds `train.rec`; a parquet file or a folder of them; a dataset saved
+            the `.rec` file or the folder that holds `train.rec`; a list of files with labels, as a CSV with the columns
+            `file,identity[,domain]` or a TXT of lines `file label`; a parquet file or a folder of them; a dataset saved
             with `save_to_disk`; an imagefolder with metadata.jsonl/.parquet; a Hub dataset as `hf://user/name`, or as
             `user/name` where no such path exists.
         metadata: CSV of an image folder with the columns `file[,identity][,domain]`, others are ignored. Paths
             are relative to the folder, with forward slashes. `metadata.csv` inside the folder is found by itself.
-            With an `identity` column the CSV must list every image, and wins over the folder names. An image
+            With an `identity` (or `person`, `label`) column the CSV must list every image, and wins over the folder names. An image
             that is not listed, or has an empty domain, carries no domain label.
         split: split of a dataset, or sub-folder of an image folder made of splits.
         domains: domain names; their order gives the domain labels, another name in the data is an error. None, for
@@ -46,24 +49,24 @@ def open_source(
     """
     text = os.fspath(path)
     local = Path(text).expanduser()
-    if not text.startswith("hf://") and local.exists():
-        if record_file := find_record_file(local):
-            if metadata is not None or split != "train":
-                raise ValueError(
-                    f"{shown(record_file)}: a record file carries its identities itself and has no splits; leave out "
-                    "metadata and split"
-                )
-            return RecordSource(record_file.absolute(), domains)
-        if local.is_dir() and not is_dataset_folder(local):
-            return FolderSource(local.absolute(), metadata, split, domains)
-        if local.is_file() and local.suffix.lower() != ".parquet":
-            raise ValueError(
-                f"{shown(local)}: is a file of an unknown kind; give a folder of identity folders, a .parquet "
-                "file or a Hub dataset (a CSV belongs into `metadata`)"
-            )
+    is_local = not text.startswith("hf://") and local.exists()
+    record_file = find_record_file(local) if is_local else None
+    if is_local and not record_file and local.is_dir() and not is_dataset_folder(local):
+        return FolderSource(local.absolute(), metadata, split, domains)
     if metadata is not None:
         raise ValueError(
             f"metadata={os.fspath(metadata)!r}: goes with an image folder only; {shown(text)} carries its "
-            "identities and domains as columns"
+            "identities itself"
+        )
+    if is_local and (record_file or local.suffix.lower() in LIST_SUFFIXES):
+        if split != "train":
+            raise ValueError(
+                f"{shown(text)}: is not divided into splits, so it has no {split!r}; give that part itself"
+            )
+        return RecordSource(record_file.absolute(), domains) if record_file else ListSource(local.absolute(), domains)
+    if is_local and local.is_file() and local.suffix.lower() != ".parquet":
+        raise ValueError(
+            f"{shown(local)}: is a file of an unknown kind; give a folder of identity folders, a .rec or .parquet "
+            "file, a .csv or .txt list of files with labels, or a Hub dataset"
         )
     return DatasetsSource(shown(text), load_dataset(text, local, split), domains)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adaptface.data.base import DOMAIN_COLUMN, UNLABELLED, DomainNumbers, FaceSource, natural, shown
+from adaptface.data.lists import IDENTITY_COLUMNS
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 IMAGE_COLUMNS = (("image",), ("img", "face", "picture", "jpg", "png"))  # before and after a look at the type
-IDENTITY_COLUMNS = (("identity", "person", "label"), ("id",))  # "id" comes last: it may number the rows
 SAVED_MARKS = ("dataset_dict.json", "state.json")  # left by save_to_disk
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -33,7 +33,9 @@ class DatasetsSource(FaceSource):
         from datasets import Image as ImageFeature
 
         image = _pick(name, dataset, "Image", *IMAGE_COLUMNS)
-        identity = _pick(name, dataset, "ClassLabel", *IDENTITY_COLUMNS)
+        identity = _pick(
+            name, dataset, "ClassLabel", IDENTITY_COLUMNS, ("id",)
+        )  # "id" comes last: it may number the rows
         codes, names = _identity_codes(name, dataset, identity)
         numbers = DomainNumbers(domains)
         domain_labels = np.full(len(dataset), UNLABELLED)
