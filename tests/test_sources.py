@@ -410,7 +410,7 @@ def test_lists_take_names_with_blanks_and_of_any_encoding(folder: Path) -> None:
     ("name", "lines", "message"),
     [
         ("list.csv", ["path,identity", "a/1.png,x"], "line 1: no column 'file'"),
-        ("list.csv", ["file,person", "a/1.png,x"], "line 1: no column 'identity', only file, person"),
+        ("list.csv", ["file,name", "a/1.png,x"], "line 1: no column 'identity', only file, name"),
         ("list.csv", ["file,identity", "a/1.png,x", "a/2.png"], "line 3: expected 2 fields"),
         ("list.csv", ["file,identity", "a/1.png,x", "a/2.png, "], "line 3: 'a/2.png' has no identity"),
         ("list.csv", ["file,identity", ",x"], "line 2: names no file"),

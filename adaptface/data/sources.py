@@ -37,8 +37,8 @@ def open_source(
             `user/name` where no such path exists.
         metadata: CSV of an image folder with the columns `file[,identity][,domain]`, others are ignored. Paths
             are relative to the folder, with forward slashes. `metadata.csv` inside the folder is found by itself.
-            With an `identity` (or `person`, `label`) column the CSV must list every image, and wins over the folder names. An image
-            that is not listed, or has an empty domain, carries no domain label.
+            With an `identity` (or `person`, `label`) column the CSV must list every image, and wins over the folder
+            names. An image that is not listed, or has an empty domain, carries no domain label.
         split: split of a dataset, or sub-folder of an image folder made of splits.
         domains: domain names; their order gives the domain labels, another name in the data is an error. None, for
             a model without a router: whatever names the data has, numbered as they turn up.
