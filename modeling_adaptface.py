@@ -362,13 +362,17 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
         """Loads adapters, router and projection, then the frozen base that the configuration names.
 
         Takes the arguments of `PreTrainedModel.from_pretrained`. `revision` concerns the adapters; the base is pinned
-        by `config.backbone_revision`, and its weights are compared with `config.backbone_sha256`.
+        by `config.backbone_revision`, and its weights are compared with `config.backbone_sha256`. The model is a few
+        megabytes on one base and stays on one device: `device_map="auto"` means the accelerator, or the CPU.
 
         Raises:
             OSError: the model or its base cannot be found or fetched.
-            ValueError: a tensor is missing, surplus or not finite, or the base is another one than trained on.
+            ValueError: a tensor is missing, surplus or not finite, the base is another one than trained on, or
+                `device_map` names several devices.
         """
         output_loading_info = kwargs.pop("output_loading_info", False)
+        if (device_map := kwargs.get("device_map")) is not None:
+            kwargs["device_map"] = _one_device(device_map)
         hub = {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
         kwargs["ignore_mismatched_sizes"] = True  # they are refused below, by name
         source = pretrained_model_name_or_path or "the given state dict"
@@ -601,6 +605,8 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
                 f"domain_weights of shape {tuple(mix.shape)}: give ({experts},) or ({batch}, {experts}), one weight "
                 f"for each of {', '.join(self.config.domains)}"
             )
+        if torch.compiler.is_compiling():  # a look at the values would break the graph
+            return mix.expand(batch, experts)
         if not ((mix >= 0).all() and ((mix.sum(-1) - 1).abs() < 1e-2).all()):  # NaN fails both
             raise ValueError(f"domain_weights {mix.tolist()}: give numbers of at least 0 that sum to 1")
         return mix.expand(batch, experts)
@@ -710,6 +716,19 @@ def _fused(linears: Sequence[nn.Linear], x: torch.Tensor) -> tuple[torch.Tensor,
     return weight, None if linears[0].bias is None else stack([linear.bias for linear in linears])
 
 
+def _one_device(device_map: Any) -> Any:
+    """`device_map` of a model that is not to be split: base and adapters of a block meet in one sum."""
+    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return "cpu" if found is None else f"{found.type}:{torch.accelerator.current_device_index()}"
+    if isinstance(device_map, dict) and len({str(device) for device in device_map.values()}) > 1:
+        raise ValueError(
+            f"device_map={device_map!r} names several devices: this model stays on one; give a single device, such as "
+            'device_map="cuda:0"'
+        )
+    return device_map
+
+
 def _fetch_base_config(
     backbone: str | os.PathLike, revision: str | None, hub: dict[str, Any]
 ) -> tuple[Dinov2Config, str | None]:
@@ -724,10 +743,16 @@ def _fetch_base_config(
             f"the base {str(backbone)!r}{at} could not be loaded: {error}\nThe adapters need it: check the name, the "
             "network or the cache, or set config.backbone to a local copy."
         ) from error
-    content = json.loads(Path(file).read_text(encoding="utf-8"))
-    if content.get("model_type") != "dinov2":
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+        kind = content.get("model_type")
+    except (ValueError, AttributeError) as error:
         raise ValueError(
-            f"base {str(backbone)!r} is a {content.get('model_type')!r} model: AdaptFace adapts Dinov2 models; choose "
+            f"base {str(backbone)!r}: its config.json is damaged ({error}); fetch it or save it again"
+        ) from error
+    if kind != "dinov2":
+        raise ValueError(
+            f"base {str(backbone)!r} is a {kind!r} model: AdaptFace adapts Dinov2 models; choose "
             "one whose config.json says model_type 'dinov2'"
         )
     return Dinov2Config(**{k: v for k, v in content.items() if k != "model_type"}), extract_commit_hash(file, None)

@@ -55,6 +55,7 @@ from transformers.utils.logging import disable_progress_bar
 from adaptface.checkpoint import (
     SETTINGS,
     find_checkpoint,
+    holds_run,
     list_checkpoints,
     load_checkpoint,
     read_state,
@@ -184,8 +185,8 @@ def train(job: Job, state: dict[str, Any] | None, stop: StopRequest) -> int | No
     )  # fmt: skip
     window_start, window_images = time.perf_counter(), 0
     job.trainer.train()
-    # In case the run was stopped between an epoch and its evaluation; nothing else would save that of the last step.
-    if state["step"] and evaluate_if_due() and state["step"] == total_steps:
+    # In case the run was stopped between an epoch and its evaluation.
+    if state["step"] and evaluate_if_due():
         save()
 
     while state["step"] < total_steps:
@@ -213,7 +214,7 @@ def train(job: Job, state: dict[str, Any] | None, stop: StopRequest) -> int | No
                 if state["skipped_in_a_row"] >= settings.max_nonfinite_steps:
                     raise FloatingPointError(
                         f"{state['skipped_in_a_row']} steps in a row gave NaN or Inf (the last one was step "
-                        f"{state['step']}); the last checkpoint is from before them. Start a new run with a lower "
+                        f"{state['step']}); they changed no weight. Start a new run with a lower "
                         "learning_rate or head_learning_rate, or with mixed_precision: bf16 or no; or raise "
                         "max_nonfinite_steps and go on with --resume auto"
                     )
@@ -241,8 +242,10 @@ def train(job: Job, state: dict[str, Any] | None, stop: StopRequest) -> int | No
                 save()
 
         paused = time.perf_counter()
-        evaluate_if_due()
-        if state["step"] % save_every == 0 or state["step"] == total_steps:
+        save_due = state["step"] % save_every == 0 or state["step"] == total_steps
+        if save_due:
+            save()  # first: an evaluation that fails must not cost the epoch
+        if evaluate_if_due() and save_due:
             save()
         window_start += time.perf_counter() - paused  # evaluation does not count as training time
 
@@ -399,12 +402,15 @@ class Job:
         data = hashlib.sha256("\n".join(source.identities).encode("utf-8"))
         data.update(np.ascontiguousarray(source.labels).tobytes())
         data.update(np.ascontiguousarray(source.domain_labels).tobytes())
-        for index in np.unique(np.linspace(0, len(source) - 1, num=FINGERPRINT_IMAGES).astype(int)):
-            data.update(source.image(int(index)).tobytes())
+        for index in _spread(len(source), FINGERPRINT_IMAGES):
+            data.update(source.image(index).tobytes())
         dev = None
         if pairs is not None:
             arrays = (pairs.index_a, pairs.index_b, pairs.same, pairs.folds)
-            dev = hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()
+            held = hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays))
+            for index in _spread(len(pairs.images), FINGERPRINT_IMAGES):
+                held.update(pairs.images[index].tobytes())
+            dev = held.hexdigest()
         return {"data": data.hexdigest(), "base": self.model.config.backbone_sha256, "dev_pairs": dev}
 
     def describe(self) -> dict[str, Any]:
@@ -416,8 +422,14 @@ class Job:
             "images_per_step": self.batches.step_size,
             "num_processes": self.accelerator.num_processes,
             "device": str(self.accelerator.device),
+            "base_dtype": str(self.model.backbone.dtype).removeprefix("torch.") if self.model.backbone else None,
             "parameters": self.model.summary(),
         }
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many of `count` indices, evenly spread, first and last among them."""
+    return np.unique(np.linspace(0, count - 1, num=most).astype(int)).tolist()
 
 
 def start_accelerator(settings: TrainSettings) -> Accelerator:
@@ -428,6 +440,9 @@ def start_accelerator(settings: TrainSettings) -> Accelerator:
     """
     if settings.cpu_threads:
         torch.set_num_threads(settings.cpu_threads)
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
+        torch.use_deterministic_algorithms(True, warn_only=True)  # names the kernels that have no such form
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
@@ -497,6 +512,8 @@ def prepare(settings: TrainSettings, accelerator: Accelerator, folder: Path) -> 
         old_name = "gradient_checkpointing_enable"
         getattr(model, new_name if hasattr(model, new_name) else old_name)({"use_reentrant": False})
     processor = AdaptFaceImageProcessor(size=settings.image_size)
+    if pairs is not None and accelerator.is_main_process:
+        check_images(pairs, processor)
     head = build_head(
         settings.head, settings.embedding_size, len(source.identities), scale=settings.scale, margin=settings.margin
     )
@@ -543,7 +560,23 @@ def prepare(settings: TrainSettings, accelerator: Accelerator, folder: Path) -> 
         f"{batches.steps} steps of {batches.step_size} images an epoch\n{model.summary_table()}\n"
         f"identity head, training only: {sum(p.numel() for p in head.parameters()):,}"
     )
+    if pairs is None:
+        accelerator.print("no dev_pairs: there will be no best/, only last/")
     return job
+
+
+def check_images(pairs: PairSet, processor: AdaptFaceImageProcessor) -> None:
+    """Process every development image once: a broken one found later would cost an epoch.
+
+    Raises:
+        FileNotFoundError, ValueError: an image cannot be used; names it.
+    """
+    for index in range(len(pairs.images)):
+        image = pairs.images[index]
+        try:
+            processor(image)
+        except ValueError as error:  # such as an image that is not square
+            raise ValueError(f"{pairs.images.where(index)}: {error}") from error
 
 
 def build_optimizer(trainer: FaceTrainer, settings: TrainSettings) -> torch.optim.AdamW:
@@ -554,7 +587,7 @@ def build_optimizer(trainer: FaceTrainer, settings: TrainSettings) -> torch.opti
         if not parameter.requires_grad:
             continue
         part = "head" if name.startswith("head.") else "model"
-        decays = parameter.squeeze().ndim >= 2 and not name.endswith("position_embeddings")
+        decays = parameter.ndim >= 2 and not name.endswith(("position_embeddings", "cls_token", "mask_token"))
         rate = head_rate if part == "head" else settings.learning_rate
         group = groups.setdefault(
             (part, decays),
@@ -565,14 +598,14 @@ def build_optimizer(trainer: FaceTrainer, settings: TrainSettings) -> torch.opti
 
 
 def open_run_folder(settings: TrainSettings, folder: Path) -> None:
-    """Make the run folder; refuses one with an earlier run, unless told to resume or overwrite that."""
-    if not settings.overwrite and settings.resume == "no" and (list_checkpoints(folder) or (folder / "last").exists()):
+    """Mend what a killed run left; refuses an earlier run that is neither gone on with nor to be overwritten."""
+    recover_run(folder)
+    goes_on = settings.resume == "auto" or Path(settings.resume).resolve().parent == (folder / "checkpoints").resolve()
+    if not settings.overwrite and not goes_on and holds_run(folder):
         raise ValueError(
             f"output_dir: {folder} holds an earlier run; add --resume auto to go on with it, --overwrite true to "
             "delete it, or choose another --output_dir"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    recover_run(folder)
 
 
 def start_run(job: Job) -> None:
@@ -613,7 +646,7 @@ def resume(job: Job) -> dict[str, Any] | None:
     for name, what in (
         ("data", "training data: other identities, labels, domains or images"),
         ("base", "backbone: other weights"),
-        ("dev_pairs", "dev_pairs: other pairs, so that the best epoch could not be told"),
+        ("dev_pairs", "dev_pairs: other pairs or images, so that the best epoch could not be told"),
     ):
         if state[name] != now[name]:
             changes.append(what)
@@ -626,7 +659,10 @@ def resume(job: Job) -> dict[str, Any] | None:
     origin = folder.parent.parent / "best"
     if accelerator.is_main_process and state["history"] and not (job.folder / "best").exists():
         if not origin.is_dir():
-            raise ValueError(f"cannot resume {folder}: {origin}, the best epoch so far, is gone")
+            raise ValueError(
+                f"cannot resume {folder}: {origin}, the model of its best epoch so far, is gone; put it back, or start "
+                "a new run in another --output_dir"
+            )
         shutil.copytree(origin, job.folder / "best")  # a checkpoint of another run folder
     if accelerator.is_main_process:
         write_text_atomically(job.folder / SETTINGS, settings.to_yaml())
@@ -690,8 +726,8 @@ def dry_run(job: Job) -> None:
     settings, accelerator, say = job.settings, job.accelerator, job.accelerator.print
     counts = np.bincount(job.source.labels)
     say(f"images an identity: {counts.min()} to {counts.max()}")
-    for index in np.linspace(0, len(job.source) - 1, num=min(20, len(job.source))).astype(int):
-        job.source.image(int(index))  # names the image if it cannot be decoded
+    for index in _spread(len(job.source), 20):
+        job.source.image(index)  # names the image if it cannot be decoded
     say("decoded 20 images spread over the set" if len(job.source) >= 20 else "decoded all images")
 
     job.trainer.train()
@@ -705,7 +741,8 @@ def dry_run(job: Job) -> None:
         start = time.perf_counter()
         values = train_step(job, islice(batches, settings.gradient_accumulation))
         seconds.append(time.perf_counter() - start)
-        if not values["finite"]:
+        # In fp16 the scaler starts high on purpose and comes down by skipping a few steps: then the loss is finite.
+        if not math.isfinite(values["loss"]) or not (values["finite"] or accelerator.scaler):
             raise ValueError(f"step {step + 1} gave loss {values['loss']}; check the data and mixed_precision")
     if len(seconds) == prepared + measured:
         step_seconds = statistics.mean(seconds[prepared:])  # workers deliver in bursts

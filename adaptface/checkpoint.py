@@ -107,6 +107,11 @@ def list_checkpoints(run_folder: Path) -> list[Path]:
     return sorted((run_folder / "checkpoints").glob("step_" + "[0-9]" * 8))
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether a run folder holds what a new run would destroy or mix itself with: checkpoints or models."""
+    return bool(list_checkpoints(folder)) or any((folder / name).exists() for name in ("best", "last"))
+
+
 def find_problem(folder: Path) -> str | None:
     """Why a checkpoint cannot be trusted (missing, truncated or altered file), or None."""
     try:
@@ -134,7 +139,7 @@ def find_checkpoint(run_folder: Path, resume: str, say: Callable[[str], None] = 
         say: told about every checkpoint that is passed over.
     Raises:
         FileNotFoundError: the named folder does not exist.
-        ValueError: the named checkpoint is damaged.
+        ValueError: the named checkpoint is damaged or a run folder; or `auto` finds a run, but no good checkpoint.
     """
     if resume == "no":
         return None
@@ -142,6 +147,11 @@ def find_checkpoint(run_folder: Path, resume: str, say: Callable[[str], None] = 
         folder = Path(resume)
         if not folder.is_dir():
             raise FileNotFoundError(f"resume: no checkpoint folder {folder}; use 'auto' or checkpoints/step_XXXXXXXX")
+        if holds_run(folder):
+            raise ValueError(
+                f"resume: {folder} is a run folder; name one of its checkpoints/step_XXXXXXXX, or go on in it with "
+                f"--output_dir {folder} --resume auto"
+            )
         problem = find_problem(folder)
         if problem:
             raise ValueError(f"resume: checkpoint {folder} is damaged: {problem}; 'auto' takes the newest good one")
@@ -151,6 +161,11 @@ def find_checkpoint(run_folder: Path, resume: str, say: Callable[[str], None] = 
         if problem is None:
             return folder
         say(f"passing over checkpoint {folder}: {problem}")
+    if holds_run(run_folder):
+        raise ValueError(
+            f"resume: {run_folder} holds a run, but no complete checkpoint to go on from; restore one, delete the run "
+            "with --overwrite true, or choose another --output_dir"
+        )
     return None
 
 

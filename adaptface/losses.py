@@ -163,24 +163,25 @@ class AdaFaceHead(MarginHead):
 
     def margin_cosine(self, cosine: Tensor, features: Tensor) -> Tensor:
         with torch.no_grad():
-            norms = features.norm(dim=1).clamp(1e-3, 100.0)  # (B,)
+            raw = features.norm(dim=1)  # (B,)
+            norms = raw.clamp(1e-3, 100.0)
             if self.training:
-                self._update_statistics(norms)
+                self._update_statistics(norms, raw.isfinite().logical_not().sum())
             z = self.concentration * (norms - self.running_mean) / (self.running_std + 1e-3)
             z = z.clamp(-1.0, 1.0)
         angle = cosine.clamp(-1 + 1e-3, 1 - 1e-3).acos()
         angle = (angle - self.margin * z).clamp(1e-3, math.pi - 1e-3)
         return angle.cos() - (self.margin + self.margin * z)
 
-    def _update_statistics(self, norms: Tensor) -> None:
+    def _update_statistics(self, norms: Tensor, broken: Tensor) -> None:
         offsets = norms - self.running_mean  # about zero, so that the sum of squares loses no digits
-        sums = torch.stack([torch.ones_like(norms).sum(), offsets.sum(), offsets.square().sum()])
+        sums = torch.stack([torch.ones_like(norms).sum(), offsets.sum(), offsets.square().sum(), broken.float()])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
-        count, total, squares = sums
+        count, total, squares, broken = sums
         mean = self.running_mean + total / count
         std = ((squares - total.square() / count).clamp_min(0.0) / (count - 1)).sqrt()  # unbiased; NaN for one image
-        usable = mean.isfinite() & std.isfinite()
+        usable = mean.isfinite() & std.isfinite() & (broken == 0)
         for running, new in ((self.running_mean, mean), (self.running_std, std)):
             running.copy_(torch.where(usable, torch.lerp(running, new, self.momentum), running))
 

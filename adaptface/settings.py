@@ -92,6 +92,7 @@ class TrainSettings:
         0, "threads of each process's CPU arithmetic, 0 = torch's choice", minimum=0, may_change=True
     )
     seed: int = setting(0, "seed of weights, image order, augmentation and dropout", minimum=0)
+    deterministic: bool = setting(False, "deterministic kernels only: on CUDA slower, but a resume is bit for bit")
     stop_after_steps: int = setting(0, "save and stop once this step is done, 0 = never (for job time limits)",
                                     minimum=0, may_change=True)  # fmt: skip
 
@@ -196,7 +197,11 @@ class TrainSettings:
             raise ValueError("frozen_dtype: 'bfloat16' has no meaning with adaptation: full; use 'auto' or 'float32'")
         if self.overwrite and self.resume != "no":
             raise ValueError(f"overwrite: true contradicts resume: {self.resume!r}; choose one of them")
-        _refuse_benchmark(self.dev_pairs)
+        for name in ("dev_pairs", "dev_images"):
+            _refuse_benchmark(name, getattr(self, name))
+        folder = Path(self.output_dir)
+        if blocked := next((place for place in (folder, *folder.parents) if place.is_file()), None):
+            raise ValueError(f"output_dir: {self.output_dir!r} cannot be made, {blocked} is a file; choose another one")
 
     @property
     def holds_base_in_bfloat16(self) -> bool:
@@ -258,7 +263,10 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """The key-value pairs of a flat YAML file, names checked, values not yet converted."""
     if not path.is_file():
         raise FileNotFoundError(f"recipe {path} does not exist; see recipes/ for those that do")
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"recipe {path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     try:
         values, node = yaml.safe_load(text) or {}, yaml.compose(text, yaml.SafeLoader)
     except yaml.YAMLError as error:
@@ -387,14 +395,17 @@ def _expand(name: str, value: str) -> str:
     return os.path.expanduser(re.sub(r"\$\{(\w+)\}", lookup, value))
 
 
-def _refuse_benchmark(dev_pairs: str | None) -> None:
-    """A checkpoint chosen on a benchmark makes the benchmark's number worthless."""
-    if dev_pairs is None:
+# LFW and its kin (CALFW, CPLFW, XQLFW...), CFP, AgeDB, IJB and others, however their files are called.
+_BENCHMARKS = re.compile(r"(?<!ha)lfw|cfp|agedb|vgg2?_?fp|tinyface|megaface|(?<![a-z])(ijb|rfw|bfw)")
+
+
+def _refuse_benchmark(setting: str, value: str | None) -> None:
+    """A checkpoint chosen on a benchmark makes the benchmark's number worthless. It is told by its name."""
+    if value is None:
         return
-    path = Path(dev_pairs.lower())
-    names = (path.name, path.parent.name)  # lfw.bin, pairs_lfw.csv, lfw/pairs.txt
-    if any(re.search(r"(?<![a-z])(lfw|cfp|agedb|calfw|cplfw|ijb[abc]?)(?![a-z])", name) for name in names):
+    path = Path(value.lower())
+    if any(_BENCHMARKS.search(name) for name in (path.name, path.parent.name)):  # lfw.bin, pairs_lfw.csv, lfw/pairs.txt
         raise ValueError(
-            f"dev_pairs: {dev_pairs!r} is a benchmark; selecting a checkpoint on it would make its result meaningless. "
+            f"{setting}: {value!r} is a benchmark; selecting a checkpoint on it would make its result meaningless. "
             "Use pairs of identities that are in no benchmark, and measure the benchmark with eval_benchmarks.py"
         )

@@ -196,11 +196,12 @@ def test_adaface_averages_follow_the_batches_and_the_state_dict() -> None:
     assert torch.equal(head.running_mean, before)
 
 
-def test_adaface_averages_survive_one_image_and_nan() -> None:
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_adaface_averages_survive_one_image_and_values_that_are_not_finite(value: float) -> None:
     head = AdaFaceHead(E, C)
     features, labels = batch()
     assert head(features[:1], labels[:1]).isfinite().all()
-    features[3, 3] = math.nan
+    features[3, 3] = value
     assert head(features, labels).isnan().any()  # the caller has to see it
     assert (head.running_mean.item(), head.running_std.item()) == (20.0, 100.0)
 

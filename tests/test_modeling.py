@@ -294,7 +294,13 @@ def test_gradients_reach_what_trains_and_nothing_else(tiny_backbone_dir: Path) -
     assert trained_names(build(tiny_backbone_dir, adaptation="full", **SIZES)) == {"backbone", "projection"}
 
 
-def test_gradient_checkpointing_changes_nothing(tiny_model: AdaptFaceModel) -> None:
+def test_gradient_checkpointing_changes_nothing_but_computes_blocks_twice(
+    tiny_model: AdaptFaceModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+    block = AdaptFaceModel._block
+    monkeypatch.setattr(AdaptFaceModel, "_block", lambda self, i, *rest: computed.append(i) or block(self, i, *rest))
+
     def gradients() -> list[torch.Tensor]:
         tiny_model.zero_grad()
         torch.manual_seed(0)
@@ -303,9 +309,11 @@ def test_gradient_checkpointing_changes_nothing(tiny_model: AdaptFaceModel) -> N
 
     tiny_model.train()
     plain = gradients()
+    assert computed == [0, 1, 2]
     tiny_model.gradient_checkpointing_enable({"use_reentrant": False})
     for a, b in zip(gradients(), plain, strict=True):
         torch.testing.assert_close(a, b)
+    assert computed[3:] == [0, 1, 2, 2, 1, 0]  # again on the way back
 
 
 def test_a_mix_is_refused_where_there_is_none(tiny_backbone_dir: Path) -> None:
@@ -581,7 +589,29 @@ def test_sharded_bases_are_loaded_and_checked(tiny_backbone_dir: Path, tmp_path:
 def test_compiles_as_one_graph(tiny_model: AdaptFaceModel) -> None:
     compiled = torch.compile(tiny_model, fullgraph=True)
     with torch.no_grad():
-        torch.testing.assert_close(compiled(images()).features, tiny_model(images()).features, atol=1e-5, rtol=1e-4)
+        for mix in (None, torch.tensor([0.2, 0.3, 0.5])):
+            expected = tiny_model(images(), domain_weights=mix).features
+            torch.testing.assert_close(compiled(images(), domain_weights=mix).features, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_stays_on_one_device(tiny_model: AdaptFaceModel, tmp_path: Path) -> None:
+    """Adapters and base of a block meet in one sum: no map may part them."""
+    tiny_model.save_pretrained(tmp_path)
+    best = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    for device_map, device in (("auto", best.type), ("balanced", best.type), ("cpu", "cpu"), ({"": "cpu"}, "cpu")):
+        loaded = AdaptFaceModel.from_pretrained(tmp_path, device_map=device_map)
+        assert {parameter.device.type for parameter in loaded.parameters()} == {device}
+    for several in ({"adapters": 0, "projection": 1}, {"adapters": "cpu", "router": "disk", "projection": "cpu"}):
+        with pytest.raises(ValueError, match="names several devices: this model stays on one"):
+            AdaptFaceModel.from_pretrained(tmp_path, device_map=several)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '"dinov2"'])
+def test_a_damaged_config_of_the_base_is_named(tiny_backbone_dir: Path, tmp_path: Path, content: str) -> None:
+    base = Path(shutil.copytree(tiny_backbone_dir, tmp_path / "base"))
+    (base / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"base .*base': its config.json is damaged"):
+        AdaptFaceModel.from_backbone(base)
 
 
 @pytest.mark.real_faces

@@ -1,6 +1,7 @@
 """A run that was stopped and resumed equals the run that was not, bit for bit."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -131,6 +132,69 @@ def test_resume_refuses_other_images_base_and_pairs(
     (tmp_path / "inverted.csv").write_text("\n".join(inverted), encoding="utf-8")
     with pytest.raises(SystemExit, match="dev_pairs: other pairs"):
         train(faces, tiny_backbone_dir, reference, resume="auto", dev_pairs=tmp_path / "inverted.csv")
+    # The very same list of pairs, over other pictures.
+    with pytest.raises(SystemExit, match=r"dev_pairs: other pairs or images"):
+        train(faces, tiny_backbone_dir, reference, resume="auto", dev_images=other / "faces")
+
+
+def test_another_runs_checkpoint_needs_a_folder_of_its_own(
+    faces: Path, tiny_backbone_dir: Path, reference: Path, tmp_path: Path
+) -> None:
+    """Else models, log and checkpoints of two runs would lie side by side under one name."""
+    run = train(faces, tiny_backbone_dir, tmp_path / "run", seed=7)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit, match=r"output_dir: .* holds an earlier run"):
+        train(faces, tiny_backbone_dir, run, resume=reference / "checkpoints" / "step_00000006")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    own = run / "checkpoints" / "step_00000006"
+    train(faces, tiny_backbone_dir, run, seed=7, resume=own)  # its own, by name, is no other's
+    with pytest.raises(SystemExit, match=r"is a run folder; name one of its checkpoints/step_XXXXXXXX, or go on in it"):
+        train(faces, tiny_backbone_dir, tmp_path / "new", resume=run)
+
+
+@pytest.mark.parametrize("damage", ["all checkpoints cut off", "checkpoints deleted"])
+def test_auto_does_not_start_afresh_over_a_run_it_cannot_go_on_with(
+    faces: Path, tiny_backbone_dir: Path, reference: Path, tmp_path: Path, damage: str
+) -> None:
+    run = Path(shutil.copytree(reference, tmp_path / "run"))
+    if damage == "checkpoints deleted":
+        shutil.rmtree(run / "checkpoints")
+    else:
+        for weights in run.glob("checkpoints/*/trained.safetensors"):
+            weights.write_bytes(weights.read_bytes()[:-1])
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit, match="holds a run, but no complete checkpoint to go on from"):
+        train(faces, tiny_backbone_dir, run, resume="auto")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_kill_after_a_made_up_evaluation_repeats_no_line(
+    faces: Path, tiny_backbone_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(faces, tiny_backbone_dir, tmp_path / "run", stop_after_steps=6)  # the evaluation is still due
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_accelerate, "train_step", killed)
+        train(faces, tiny_backbone_dir, run, resume="auto")
+    train(faces, tiny_backbone_dir, run, resume="auto")
+    assert [line["step"] for line in read_log(run, "dev")] == [6, 9]
+
+
+def test_an_evaluation_that_fails_costs_no_epoch(
+    faces: Path, tiny_backbone_dir: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*arguments):
+        raise OSError("the disk of the development images is gone")
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="development images is gone"):
+        patch.setattr(train_accelerate, "evaluate", failing)
+        train(faces, tiny_backbone_dir, tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoints" / "step_00000006").is_dir()
+    train(faces, tiny_backbone_dir, tmp_path / "run", resume="auto")
+    assert_same_run(tmp_path / "run", reference)
 
 
 def test_an_evaluation_made_up_for_is_saved_once(faces: Path, tiny_backbone_dir: Path, tmp_path: Path) -> None:
@@ -179,13 +243,16 @@ def test_resuming_a_finished_run_changes_nothing(faces: Path, tiny_backbone_dir:
     assert read_log(reference) == log
 
 
-def launch(arguments: list[str], processes: int, **popen) -> subprocess.Popen:
+def launch(
+    arguments: list[str], processes: int, script: Path = ROOT / "train_accelerate.py", **popen
+) -> subprocess.Popen:
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    environment["PYTHONPATH"] = str(ROOT)
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     return subprocess.Popen(
-        [*command, str(ROOT / "train_accelerate.py"), *arguments], cwd=ROOT, env=environment, text=True,
+        [*command, str(script), *arguments], cwd=ROOT, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **popen,
     )  # fmt: skip
 
@@ -207,6 +274,43 @@ def test_two_processes_resume_bit_exactly(faces: Path, tiny_backbone_dir: Path, 
     assert_same_run(tmp_path / "run", tmp_path / "whole")
     with pytest.raises(SystemExit, match="processes: 2 -> 1"):
         train(faces, tiny_backbone_dir, tmp_path / "run", resume="auto", **options)
+
+
+POISONED = """
+import math, os, sys
+import train_accelerate as script
+
+real, calls = script.send_to_device, 0
+
+def send(batch, *arguments, **options):
+    global calls
+    calls += 1
+    if os.environ["RANK"] == "1" and calls == 3:  # the first of the second step's two
+        batch["pixel_values"][0] = math.nan
+    return real(batch, *arguments, **options)
+
+script.send_to_device = send
+script.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_all_processes_skip_the_step_that_one_of_them_spoils(
+    faces: Path, tiny_backbone_dir: Path, tmp_path: Path
+) -> None:
+    """AdaFace, whose averages are shared, too: after the step both processes must still agree to go on."""
+    (tmp_path / "poisoned.py").write_text(POISONED, encoding="utf-8")
+    options = {"batch_size": 4, "head": "adaface", "log_every_steps": 1, "epochs": 1, "dev_pairs": "null",
+               "dev_images": "null"}  # fmt: skip
+    arguments = words(faces, tiny_backbone_dir, tmp_path / "run", **options)
+    finish(launch(arguments, 2, script=tmp_path / "poisoned.py"))
+    run = tmp_path / "run"
+    assert [line["step"] for line in read_log(run, "skip")] == [2]
+    finite = [all(math.isfinite(v) for v in line.values() if isinstance(v, float)) for line in read_log(run, "train")]
+    assert finite == [True] * 3
+    saved = checkpoint_tensors(run / "checkpoints" / "step_00000003")
+    assert all(torch.isfinite(tensor).all() for tensor in saved.values())
 
 
 @pytest.mark.slow

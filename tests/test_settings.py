@@ -83,13 +83,32 @@ def test_paths_expand_variables_or_say_which_is_missing(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("name", [
     "lfw.bin", "cfp_fp.bin", "agedb_30.bin", "calfw.bin", "CPLFW.bin", "ijbc.bin", "lfw_pairs.csv", "my_lfw.bin",
-    "lfw/pairs.txt", "AgeDB30.txt",
+    "lfw/pairs.txt", "AgeDB30.txt", "cfpfp.bin", "lfwpairs.csv", "xqlfw.bin", "sllfw_pairs.txt", "vgg2_fp.bin",
+    "rfw/pairs.csv", "tinyface.csv", "IJB-C.csv",
 ])  # fmt: skip
 def test_no_checkpoint_is_selected_on_a_benchmark(name: str) -> None:
     with pytest.raises(ValueError, match=r"dev_pairs: .* is a benchmark"):
         TrainSettings(dev_pairs=f"data/{name}")
-    for harmless in ("data/my_dev.bin", "data/self_made/pairs.csv", "elfw.csv"):
+    with pytest.raises(ValueError, match=r"dev_images: .* is a benchmark"):
+        TrainSettings(dev_pairs="mine.csv", dev_images=f"data/{name}")
+    for harmless in ("data/my_dev.bin", "data/self_made/pairs.csv", "halfway/surfwear.csv"):
         assert TrainSettings(dev_pairs=harmless).dev_pairs == harmless
+
+
+def test_a_run_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ValueError, match=r"output_dir: .* cannot be made, .*file is a file"):
+            TrainSettings(output_dir=str(folder))
+
+
+def test_recipes_of_other_encodings(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("seed: 3", encoding="utf-8-sig")
+    assert read_settings([str(path)]).seed == 3
+    path.write_text("seed: 3", encoding="utf-16")
+    with pytest.raises(ValueError, match=r"recipe .*recipe.yaml is not UTF-8 text .byte 0.; save it as UTF-8"):
+        read_settings([str(path)])
 
 
 def test_yaml_and_command_line_as_people_write_them(tmp_path: Path) -> None:
@@ -147,8 +166,30 @@ def test_lora_recipe_is_the_dalora_recipe_with_one_expert() -> None:
     assert lora == dataclasses.replace(dalora, domains=["general"], output_dir=lora.output_dir)
 
 
+def recipe_named(name: str) -> TrainSettings:
+    return read_settings([str(next(path for path in RECIPES if path.stem == name))])
+
+
+def test_the_reference_recipe_has_the_numbers_of_the_reference() -> None:
+    settings = recipe_named("casia_dalora_vits")
+    assert (settings.backbone, settings.image_size, settings.domains) == (
+        "facebook/dinov2-small", 224, ["general", "pose", "age"],
+    )  # fmt: skip
+    assert (settings.epochs, settings.batch_size, settings.learning_rate, settings.weight_decay) == (
+        40,
+        128,
+        1e-4,
+        0.05,
+    )
+    assert (settings.schedule, settings.head, settings.scale, settings.margin) == ("cosine", "cosface", 64.0, 0.35)
+    assert (settings.adapter_targets, settings.lora_rank) == ("attention", 16)
+
+
 def test_froundation_recipe_has_the_published_numbers() -> None:
-    settings = read_settings([str(next(path for path in RECIPES if path.stem == "froundation_vits"))])
+    settings = recipe_named("froundation_vits")
     assert settings.batch_size * settings.gradient_accumulation == 512
     config = AdaptFaceConfig(**settings.model_arguments())
     assert (config.scaling, settings.margin, settings.lora_dropout, settings.gradient_clip) == (4.0, 0.30, 0.25, 5.0)
+    assert (settings.head, settings.scale, settings.epochs, settings.learning_rate) == ("cosface", 64.0, 40, 1e-4)
+    assert (settings.schedule, settings.randaugment_ops, settings.randaugment_magnitude) == ("froundation", 4, [1, 16])
+    assert (settings.flip, settings.weight_decay, settings.min_learning_rate) == (0.5, 0.05, 1e-6)

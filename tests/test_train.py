@@ -142,7 +142,7 @@ def test_each_epoch_has_its_own_order_and_augmentation_and_the_asked_precision(
 ) -> None:
     """What the model is really fed, seen where it takes a step."""
     epochs: list[list[tuple[int, float]]] = [[], []]
-    steps, norms, dtypes = 0, [], set()
+    steps, norms, dtypes, bases = 0, [], set(), set()
     real = train_accelerate.train_step
 
     def spy(job, batches, *arguments):
@@ -152,6 +152,7 @@ def test_each_epoch_has_its_own_order_and_augmentation_and_the_asked_precision(
             # Even under a flip a picture keeps its sum; weighted by columns it does not.
             columns = (batch["pixel_values"].double() * torch.arange(28)).sum((1, 2, 3)).tolist()
             epochs[steps // 3] += zip(batch["label"].tolist(), columns, strict=True)
+        bases.add(job.model.backbone.dtype)
         if steps == 0:
             job.optimizer.optimizer.register_step_pre_hook(
                 lambda *_: norms.append(torch.stack([p.grad.norm() for p in job.parameters]).norm())
@@ -169,6 +170,7 @@ def test_each_epoch_has_its_own_order_and_augmentation_and_the_asked_precision(
     moved = {value for _, value in epochs[1]} - {value for _, value in epochs[0]}
     assert 8 < len(moved) < 40  # about half of the pictures are flipped the other way
     assert dtypes == {torch.bfloat16}
+    assert bases == {torch.bfloat16}  # held so, not only cast on the way
     assert len(norms) == 6 and all(float(norm) == pytest.approx(0.01, rel=0.02) for norm in norms)
 
 
@@ -352,6 +354,43 @@ def test_frozen_weights_in_bfloat16_are_saved_as_float32_models(
     assert {value.dtype for value in load_file(run / "best" / "model.safetensors").values()} == {torch.float32}
     newest = sorted((run / "checkpoints").iterdir())[-1]
     assert {value.dtype for value in load_file(newest / "trained.safetensors").values()} == {torch.float32}
+
+
+def test_attention_threads_and_determinism_arrive(faces: Path, tiny_backbone_dir: Path, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    try:
+        for attention in ("eager", "sdpa"):
+            options = {"attention": attention, "cpu_threads": threads + 1, "deterministic": "true"}
+            job = job_of(faces, tiny_backbone_dir, tmp_path / attention, **options)
+            assert job.model.config._attn_implementation == attention
+            assert torch.get_num_threads() == threads + 1 and torch.are_deterministic_algorithms_enabled()
+            AcceleratorState._reset_state(True)
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("part", ["development", "training"])
+def test_a_damaged_image_is_found_before_training(
+    faces: Path, tiny_backbone_dir: Path, tmp_path: Path, part: str
+) -> None:
+    other = write_faces(tmp_path)
+    file = other / "faces" / "id_5" / "8.png" if part == "training" else other / "faces" / "id_0" / "1.png"
+    file.write_bytes(file.read_bytes()[:-200])
+    data = (
+        other if part == "training" else faces
+    )  # the dry run looks at images spread over the set, the last among them
+    images = faces if part == "training" else other
+    with pytest.raises(SystemExit, match=rf"error: .*{file.parent.name}.{file.name}: .*image"):
+        train(data, tiny_backbone_dir, tmp_path / "run", dev_images=images / "faces", dry_run=part == "training")
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_dry_run_says_that_there_will_be_no_best_model(
+    faces: Path, tiny_backbone_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    train(faces, tiny_backbone_dir, tmp_path / "run", dry_run="true", dev_pairs="null", dev_images="null")
+    assert "no dev_pairs: there will be no best/, only last/" in capsys.readouterr().out
 
 
 def test_dry_run_reports_and_leaves_nothing(
