@@ -6,7 +6,8 @@
 All methods share geometry (dinov2-small, random weights), input, loss and optimiser (AdamW on what trains). Ratios are
 to PEFT LoRA r=16 on q, k, v and o of the same run.
 
-- time: forward, backward and optimiser step, in interleaved rounds of one process; medians and quartiles.
+- time: forward, backward and optimiser step, in interleaved rounds of one process; the ratio of every round to the
+  reference's of the same round, median and quartiles (whatever slows the machine for a while slows both).
 - memory: peak of a process of its own for each method (CPU: largest resident set, libraries included; CUDA: allocator).
 - kernels, bytes: operators that reach the dispatcher below autograd, views and allocations left out, and the sizes of
   the tensors they read and write; FLOPs by torch's counter. These three do not depend on the machine.
@@ -98,9 +99,9 @@ class NaiveModel(nn.Module):
         self.mix: dict[str, torch.Tensor] = {}
         for block in self.base.encoder.layer:
             attention: Any = block.attention
-            names = ["q_proj", "k_proj", "v_proj", "o_proj"]
-            for name, linear in zip(names, _attention_linears(attention), strict=True):
-                setattr(attention, name, NaiveExperts(linear, experts, self.mix))
+            names = {module: name for name, module in attention.named_modules()}  # newer and older transformers differ
+            for linear in _attention_linears(attention):
+                attention.set_submodule(names[linear], NaiveExperts(linear, experts, self.mix))
         width = geometry["hidden_size"]
         self.router = nn.Sequential(nn.Linear(width, 256), nn.ReLU(), nn.Dropout(0.1), nn.Linear(256, experts))
         self.projection = nn.Linear(width, EMBEDDING)
@@ -251,20 +252,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for method, step in steps.items():  # interleaved: whatever else the machine does hits all alike
             rounds[method].append(step())
     del steps
+    reference = options.methods[0]
     for method, seconds in rounds.items():
-        quartiles = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
-        results[method]["seconds"] = quartiles[1]
-        pairs = [mine / reference for mine, reference in zip(seconds, rounds[options.methods[0]], strict=True)]
-        results[method]["seconds_quartiles"] = [quartiles[0], quartiles[2]]
-        results[method]["ratio_of_rounds"] = statistics.median(pairs)
+        ratios = [mine / theirs for mine, theirs in zip(seconds, rounds[reference], strict=True)]
+        results[method]["seconds"] = statistics.median(seconds)
+        results[method]["ratios"] = {"seconds": statistics.median(ratios)}
+        results[method]["ratio_quartiles"] = quartiles(ratios)
         results[method]["memory"] = measure_memory(method, options) if options.memory else None
     for result in results.values():
-        reference = results[options.methods[0]]
-        result["ratios"] = {
-            key: result[key] / reference[key]
-            for key in ("seconds", "memory", "bytes", "kernels", "flops")
-            if result[key]
-        }
+        for key in ("memory", "bytes", "kernels", "flops"):
+            if result[key]:
+                result["ratios"][key] = result[key] / results[reference][key]
     return {
         "machine": {"platform": platform.platform(), "threads": torch.get_num_threads(), "device": options.device},
         "torch": torch.__version__,
@@ -274,15 +272,24 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def quartiles(values: list[float]) -> list[float]:
+    """First and third quartile."""
+    if len(values) < 2:
+        return [values[0], values[0]]
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return [low, high]
+
+
 def table(content: dict[str, Any]) -> str:
     """Ratios to the reference, and whether the bars are met."""
-    head = f"{'method':<22}{'trainable':>12}{'time':>7}{'(quartiles, s)':>17}"
+    head = f"{'method':<22}{'trainable':>12}{'seconds':>9}{'time ratio (quartiles)':>24}"
     lines = [f"{head}{'memory':>8}{'bytes':>7}{'kernels':>9}{'FLOPs':>7}"]
     for method, result in content["methods"].items():
-        ratios, (low, high) = result["ratios"], result["seconds_quartiles"]
+        ratios, (low, high) = result["ratios"], result["ratio_quartiles"]
+        time = f"{ratios['seconds']:.3f} ({low:.3f}-{high:.3f})"
         memory = f"{ratios['memory']:.2f}" if "memory" in ratios else "-"
         lines.append(
-            f"{method:<22}{result['trainable']:>12,}{ratios['seconds']:>7.2f}{f'{low:.2f}-{high:.2f}':>17}{memory:>8}"
+            f"{method:<22}{result['trainable']:>12,}{result['seconds']:>9.2f}{time:>24}{memory:>8}"
             f"{ratios['bytes']:>7.2f}{ratios['kernels']:>9.2f}{ratios['flops']:>7.2f}"
         )
     if OURS in content["methods"]:

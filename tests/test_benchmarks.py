@@ -50,6 +50,24 @@ def test_runs_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert content["methods"][method]["trainable"] == 2 * parameters + router + 197_120
 
 
+@pytest.mark.parametrize("method", train_step.METHODS)
+def test_every_method_trains_all_that_it_counts(method: str) -> None:
+    """An adapter that the forward pass does not reach would be compared without its cost."""
+    torch.manual_seed(0)
+    geometry = {**train_step.SMALL, "num_hidden_layers": 2, "hidden_size": 96}
+    model = train_step.METHODS[method](geometry).train()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name or ".up." in name:
+                parameter.normal_()  # else A has no gradient in the first step
+    model(torch.randn(2, 3, 28, 28)).square().sum().backward()
+    without = [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    # Of a whole base, what images without masks and keys' biases (which softmax takes out) never move.
+    assert [
+        name for name in without if "mask_token" not in name and "key.bias" not in name and "k_proj.bias" not in name
+    ] == []
+
+
 @pytest.mark.slow
 def test_bars_that_do_not_depend_on_the_machine() -> None:
     """Kernels and bytes on the full depth, at the benchmark's own batch (small ones weigh the weights more)."""
