@@ -208,7 +208,9 @@ def run_lock(run_folder: Path) -> Iterator[None]:
 
 
 def recover_run(run_folder: Path) -> None:
-    """Undo what a killed run left half done: models and checkpoints being replaced, checkpoints being written."""
+    """Undo what a killed run left half done: models and checkpoints being replaced or written, faces being rendered."""
+    for path in run_folder.glob(".synthetic.*"):
+        _remove(path)
     unfinished = {path.name.split(".")[1] for path in (run_folder / "checkpoints").glob(".step_*")}
     for name in ("best", "last", *(f"checkpoints/{step}" for step in sorted(unfinished))):
         recover_model_folder(run_folder / name)

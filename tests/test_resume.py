@@ -220,8 +220,9 @@ def test_a_run_folder_has_one_writer_and_no_leftovers(faces: Path, tiny_backbone
         train(faces, tiny_backbone_dir, run)
     leftover = run / "checkpoints" / ".step_00000002.partial"
     leftover.mkdir(parents=True)
+    (run / ".synthetic.12345" / "train").mkdir(parents=True)  # a kill while faces were rendered
     train(faces, tiny_backbone_dir, run, epochs=1)
-    assert not leftover.exists()
+    assert not leftover.exists() and not (run / ".synthetic.12345").exists()
     newest = run / "checkpoints" / "step_00000003"
     newest.rename(newest.with_name(".step_00000003.replaced"))  # a kill between the two renames of a replacement
     train(faces, tiny_backbone_dir, run, epochs=1, resume="auto")

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,11 @@ def test_a_set_is_replaced_where_that_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="no synthetic set"):
         write_synthetic(tmp_path / "mine", **SMALL, overwrite=True)
     assert (tmp_path / "mine" / "notes.txt").read_text() == "notes"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_others_may_read_the_set(small_set: Path) -> None:
+    assert small_set.stat().st_mode & 0o777 == (small_set / "train").stat().st_mode & 0o777  # the user's own umask
 
 
 def test_nothing_is_left_where_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,8 @@ import csv
 import io
 import json
 import multiprocessing
+import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -810,7 +810,9 @@ def write_synthetic(
         return folder
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    building = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(building, ignore_errors=True)  # of an earlier process of that number, killed
+    building.mkdir()
     try:
         _write_set(building, parameters, workers)
         try:
