@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
@@ -152,7 +152,7 @@ def train(job: Job, state: dict[str, Any] | None, stop: StopRequest) -> int | No
 
     state = state or {
         "step": 0, "history": [], "window": {}, "window_steps": 0, "skipped_steps": 0, "skipped_in_a_row": 0,
-        **job.fingerprints(), "num_processes": accelerator.num_processes,
+        "broken_images": 0, **job.fingerprints(), "num_processes": accelerator.num_processes,
     }  # fmt: skip
     log = RunLog(accelerator, run / "log.jsonl", state["step"])
     log.write("start" if state["step"] == 0 else "resume", state["step"], **job.describe())
@@ -191,6 +191,8 @@ def train(job: Job, state: dict[str, Any] | None, stop: StopRequest) -> int | No
 
     while state["step"] < total_steps:
         epoch, position = divmod(state["step"], steps_per_epoch)
+        if position == 0:
+            state["broken_images"] = 0  # of this epoch
         job.faces.set_epoch(epoch)
         job.batches.set_position(epoch, position)
         batches = iter(job.loader)
@@ -200,6 +202,12 @@ def train(job: Job, state: dict[str, Any] | None, stop: StopRequest) -> int | No
             values = train_step(job, islice(batches, micro_batches), stop.requested)
             state["step"] += 1
 
+            state["broken_images"] += round(values.pop("broken") * accelerator.num_processes)
+            if state["broken_images"] > settings.max_broken_images:
+                raise ValueError(
+                    f"{state['broken_images']} training images of epoch {epoch + 1} are broken, named above; mend or "
+                    "remove them, or raise max_broken_images, and go on with --resume auto"
+                )
             stopping = values.pop("stop") > 0 or state["step"] == settings.stop_after_steps
             if values.pop("finite"):
                 state["skipped_in_a_row"] = 0
@@ -227,7 +235,7 @@ def train(job: Job, state: dict[str, Any] | None, stop: StopRequest) -> int | No
                 speed = round(window_images / seconds, 2)
                 log.write(
                     "train", state["step"], epoch=state["step"] / steps_per_epoch, **means, **rates,
-                    skipped_steps=state["skipped_steps"], images_per_second=speed,
+                    skipped_steps=state["skipped_steps"], broken_images=state["broken_images"], images_per_second=speed,
                 )  # fmt: skip
                 progress.set_postfix_str(f"loss {means.get('loss', math.nan):.3f}, {speed:.0f} images/s")
                 state["window"], state["window_steps"] = {}, 0
@@ -263,9 +271,10 @@ def train_step(job: Job, batches: Iterable[dict[str, torch.Tensor]], stop_reques
     """One optimiser step over the given micro-batches; every process calls it together.
 
     Returns:
-        Means over micro-batches and processes of the losses and of each expert's weight, `gradient_norm`, and
-        `stop` (above 0 if any process was asked to stop) and `finite` (whether the step was taken: a NaN or Inf on one
-        process reaches all through the averaged gradient and loss, so all skip together).
+        Means over micro-batches and processes of the losses and of each expert's weight, `gradient_norm`, `broken` (of
+        the processes' numbers of images that could not be used), and `stop` (above 0 if any process was asked to stop)
+        and `finite` (whether the step was taken: a NaN or Inf on one process reaches all through the averaged gradient
+        and loss, so all skip together).
     """
     accelerator, optimizer, settings = job.accelerator, job.optimizer, job.settings
     sums: dict[str, torch.Tensor] = {}
@@ -276,6 +285,7 @@ def train_step(job: Job, batches: Iterable[dict[str, torch.Tensor]], stop_reques
             accelerator.backward(terms["loss"])  # divides by the number of micro-batches
         for name, term in terms.items():
             sums[name] = sums.get(name, 0.0) + term.detach() / settings.gradient_accumulation
+        sums["broken"] = sums.get("broken", 0.0) + batch["broken"].sum().float()
     norm = accelerator.clip_grad_norm_(job.parameters, settings.gradient_clip)
     vector = torch.stack([*sums.values(), norm, norm.new_tensor(float(stop_requested))]).float()
     numbers = accelerator.reduce(vector, "mean").tolist()  # the only wait of a step
@@ -403,7 +413,8 @@ class Job:
         data.update(np.ascontiguousarray(source.labels).tobytes())
         data.update(np.ascontiguousarray(source.domain_labels).tobytes())
         for index in _spread(len(source), FINGERPRINT_IMAGES):
-            data.update(source.image(index).tobytes())
+            with suppress(OSError):  # a missing one is skipped in training
+                data.update(source.encoded(index))
         dev = None
         if pairs is not None:
             arrays = (pairs.index_a, pairs.index_b, pairs.same, pairs.folds)
@@ -726,9 +737,15 @@ def dry_run(job: Job) -> None:
     settings, accelerator, say = job.settings, job.accelerator, job.accelerator.print
     counts = np.bincount(job.source.labels)
     say(f"images an identity: {counts.min()} to {counts.max()}")
-    for index in _spread(len(job.source), 20):
-        job.source.image(index)  # names the image if it cannot be decoded
-    say("decoded 20 images spread over the set" if len(job.source) >= 20 else "decoded all images")
+    sample, broken = _spread(len(job.source), 20), []
+    for index in sample:
+        try:
+            job.source.image(index)
+        except (ValueError, OSError) as error:
+            broken.append(str(error))
+    say(f"decoded {len(sample)} images spread over the set, {len(broken)} of them broken")
+    if broken:
+        say(f"broken images are skipped, up to {settings.max_broken_images} an epoch; the first here: {broken[0]}")
 
     job.trainer.train()
     batches = iter(job.loader)

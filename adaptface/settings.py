@@ -105,6 +105,8 @@ class TrainSettings:
     synthetic_images: int = setting(8, "synthetic faces: images an identity", minimum=2)
     synthetic_dev_identities: int = setting(60, "synthetic faces: development identities", minimum=12)
     synthetic_pairs: int = setting(600, "synthetic faces: development pairs, a multiple of 20", minimum=20)
+    max_broken_images: int = setting(100, "stop when more images than this are broken in an epoch; fewer are skipped",
+                                     minimum=0, may_change=True)  # fmt: skip
     num_workers: int = setting(4, "loader processes of each training process", minimum=0, may_change=True)
     flip: float = setting(0.5, "probability of a horizontal flip", minimum=0, maximum=1)
     randaugment_ops: int = setting(0, "RandAugment operations an image, 0 = none", minimum=0)

@@ -237,7 +237,7 @@ def test_items(source: FaceSource) -> None:
     plain = TrainingFaces(source, AdaptFaceImageProcessor(size=28), build_augmentation(flip=0.0), seed=0)
     assert len(plain) == 12
     item = plain[5]
-    assert set(item) == {"pixel_values", "label", "domain", "index"}
+    assert set(item) == {"pixel_values", "label", "domain", "index", "broken"} and item["broken"] == 0
     assert item["pixel_values"].dtype == torch.float32 and item["pixel_values"].shape == (3, 28, 28)
     assert item["label"] == 1 and item["index"] == 5
     assert item["domain"] == {"04": 0, "01": 1, "10": 2, "07": -1}[Path(source.where(5)).stem]
@@ -276,18 +276,33 @@ def test_workers_change_nothing(source: FaceSource, start: str | None, num_worke
                 assert torch.equal(value, batch[name]), (epoch, name)
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_broken_images_stop_training_by_name(source: FaceSource, num_workers: int) -> None:
-    victim = Path(source.where(4))
-    victim.write_bytes(victim.read_bytes()[:200])
-    with pytest.raises(ValueError, match=rf"{victim.name}: damaged or incomplete image"):
-        list(DataLoader(make_faces(source), batch_size=3, num_workers=num_workers))
+@pytest.mark.parametrize("damage", ["cut off", "missing", "not square"])
+def test_broken_images_are_named_counted_and_replaced(source: FaceSource, damage: str) -> None:
+    for victim in (4, 5):
+        path = Path(source.where(victim))
+        if damage == "not square":
+            make_image(width=40, height=60).save(path)
+        elif damage == "missing":
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[:200])
+    faces = make_faces(source)
+    name = Path(source.where(4)).name
+    with pytest.warns(UserWarning, match=rf"skipped a broken training image: .*{name}"):
+        item = faces[4]
+    assert item["broken"] == 1 and item["index"] == 6 and faces[6]["broken"] == 0
+    assert torch.equal(item["pixel_values"], faces[6]["pixel_values"]) and item["label"] == faces[6]["label"]
 
 
-def test_images_the_processor_refuses_are_named(source: FaceSource) -> None:
-    make_image(width=40, height=60).save(source.where(4))
-    with pytest.raises(ValueError, match=rf"{Path(source.where(4)).name}: .*40 x 60 px is no square"):
-        make_faces(source)[4]
+def test_after_the_last_image_comes_the_first(source: FaceSource) -> None:
+    last = len(source) - 1
+    Path(source.where(last)).write_bytes(b"")
+    with pytest.warns(UserWarning, match="the file is empty"):
+        assert make_faces(source)[last]["index"] == 0
+    for index in range(last):
+        Path(source.where(index)).write_bytes(b"")
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="every image is broken"):
+        make_faces(source)[2]
 
 
 def test_seed_must_not_be_negative(source: FaceSource) -> None:

@@ -16,7 +16,7 @@ from adaptface.losses import build_head
 from adaptface.settings import TrainSettings, read_settings
 from image_processing_adaptface import AdaptFaceImageProcessor
 from modeling_adaptface import AdaptFaceModel
-from tests.training import checkpoint_tensors, read_log, train, words, write_faces
+from tests.training import assert_same_run, checkpoint_tensors, read_log, train, words, write_faces
 from train_accelerate import FaceTrainer, build_optimizer, prepare, start_accelerator, train_step
 
 
@@ -370,23 +370,45 @@ def test_attention_threads_and_determinism_arrive(faces: Path, tiny_backbone_dir
         torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("part", ["development", "training"])
-def test_a_damaged_image_is_found_before_training(
-    faces: Path, tiny_backbone_dir: Path, tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
+def test_a_damaged_development_image_is_found_before_training(
+    faces: Path, tiny_backbone_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_accelerate, "FINGERPRINT_IMAGES", 2)  # these would find it by chance in so small a set
-    monkeypatch.setattr(train_accelerate, "DRY_RUN_STEPS", 1)
-    other = write_faces(tmp_path)
-    file = other / "faces" / "id_5" / "8.png" if part == "training" else other / "faces" / "id_0" / "1.png"
+    monkeypatch.setattr(train_accelerate, "FINGERPRINT_IMAGES", 2)  # more would find it by chance in so small a set
+    file = write_faces(tmp_path) / "faces" / "id_0" / "1.png"
     file.write_bytes(file.read_bytes()[:-200])
-    data = (
-        other if part == "training" else faces
-    )  # the dry run looks at images spread over the set, the last among them
-    images = faces if part == "training" else other
-    with pytest.raises(SystemExit, match=rf"error: .*{file.parent.name}.{file.name}: .*image"):
-        options = {"dev_images": images / "faces", "dry_run": part == "training"}
-        train(data, tiny_backbone_dir, tmp_path / "run", batch_size=2, gradient_accumulation=1, **options)
+    with pytest.raises(SystemExit, match=r"error: .*id_0.1\.png: .*image"):
+        train(faces, tiny_backbone_dir, tmp_path / "run", dev_images=tmp_path / "faces")
     assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_broken_training_images_are_skipped_counted_and_limited(
+    faces: Path, tiny_backbone_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    other = write_faces(tmp_path)
+    for number in (0, 7):
+        (other / "faces" / "id_5" / f"{number}.png").write_bytes(b"")
+    development = {"dev_pairs": faces / "dev_pairs.csv", "dev_images": faces / "faces"}
+    options = {
+        **development,
+        "batch_size": 9,
+        "gradient_accumulation": 2,
+        "log_every_steps": 3,
+    }  # 54 images, all of them
+    train(other, tiny_backbone_dir, tmp_path / "dry", dry_run="true", **options)
+    assert "20 images spread over the set, 0 of them broken" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match=r"skipped a broken training image: .*id_5.[07]\.png: the file is empty"):
+        whole = train(other, tiny_backbone_dir, tmp_path / "run", **options)
+    assert [line["broken_images"] for line in read_log(whole, "train")] == [2, 2, 2]  # of each epoch
+    with pytest.warns(UserWarning):
+        train(other, tiny_backbone_dir, tmp_path / "again", stop_after_steps=4, **options)
+        train(other, tiny_backbone_dir, tmp_path / "again", resume="auto", **options)
+    assert_same_run(tmp_path / "again", whole)
+    with pytest.warns(UserWarning), pytest.raises(SystemExit, match=r"2 training images of epoch 1 are broken, named"):
+        train(other, tiny_backbone_dir, tmp_path / "strict", max_broken_images=1, **options)
+    (other / "faces" / "id_5" / "8.png").write_bytes(b"")  # the last one, which a dry run decodes
+    with pytest.warns(UserWarning):
+        train(other, tiny_backbone_dir, tmp_path / "dry", dry_run="true", **options)
+    assert "1 of them broken" in (said := capsys.readouterr().out) and "8.png: the file is empty" in said
 
 
 def test_dry_run_says_that_there_will_be_no_best_model(

@@ -9,6 +9,7 @@ workers, processes, order or what was read before, and a resumed run sees the ve
 """
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -225,9 +226,11 @@ class TrainingFaces(Dataset[dict[str, Any]]):
         augmentation: `callable(image, rng)` of `build_augmentation`.
         seed (`int`, not negative): with epoch and index the seed of an item's random numbers.
     Items:
-        `{"pixel_values": float32 tensor (3, S, S), "label": int, "domain": int (-1 unlabelled), "index": int}`.
+        `{"pixel_values": float32 tensor (3, S, S), "label": int, "domain": int (-1 unlabelled), "index": int,
+        "broken": int}`. Where an image is broken (missing, damaged, not square) a warning names it, `broken` is 1, and
+        the next image that is not stands in its place: which one depends on nothing but the data.
     Raises:
-        FileNotFoundError, ValueError: an item's image is missing, damaged or not square; the message names it.
+        ValueError: every image is broken.
     """
 
     def __init__(self, source: FaceSource, processor: Processor, augmentation: Operation, seed: int):
@@ -247,6 +250,15 @@ class TrainingFaces(Dataset[dict[str, Any]]):
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        for at in (*range(index, len(self)), *range(index)):
+            try:
+                return {**self._item(at), "broken": int(at != index)}
+            except (ValueError, OSError) as error:
+                warnings.warn(f"skipped a broken training image: {error}", stacklevel=2)
+                last = error
+        raise ValueError(f"{self.source.name}: every image is broken, such as {last}")
+
+    def _item(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng((self.seed, int(self._epoch), index))
         image = self.augmentation(self.source.image(index), rng)
         try:
