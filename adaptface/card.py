@@ -20,6 +20,7 @@ NOT_MEASURED, NOT_STATED = "not measured", "not stated"
 CODE_LICENSE = "apache-2.0"
 SYNTHETIC = "synthetic"  # `train_data` of the settings, `data` of a result
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{%|\[More Information|\bTODO\b|\bNone\b|\bnan\b")
+_LICENSE_ID = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*(\+\+)?")  # such as cc-by-nc-4.0, openrail++
 _TRAINING = {
     "adapter_targets": "adapted matrices",
     "epochs": "epochs",
@@ -54,17 +55,27 @@ def build_card(
         results (`dict`, *optional*): content of `results.json`. Rows of other embedders, also of other AdaptFace
             models, are shown for comparison and stay out of the metadata.
         settings (`dict`, *optional*): content of the run's `settings.yaml`.
-        name (`str`): Hub id, or name of the release folder; what the example loads.
+        name (`str`): Hub id `user/name`, or name of the local folder, without a slash; what the example loads.
         weights_sha256 (`str`, *optional*): digest of this model's weights; rows with it are this model's.
         license_id (`str`, *optional*): Hub licence id of the weights. Default: that of the code if only synthetic faces
             were used in training, else "other": the terms of the training data.
     Returns:
         `ModelCard`: text and metadata; `str(card)` is the file.
     Raises:
-        ValueError: a value is no number where one belongs, or a placeholder is left in the text.
+        ValueError: `license_id` has not the form of one, a value is no number where one belongs, or a placeholder is
+            left in the text.
     """
     settings = settings or {}
-    rows = [{**row, "ours": is_of(row, weights_sha256)} for row in results["results"]] if results else []
+    if license_id is not None and not _LICENSE_ID.fullmatch(license_id):
+        raise ValueError(
+            f"license {license_id!r} is no licence id of the Hub; give one of "
+            "https://huggingface.co/docs/hub/repositories-licenses, such as apache-2.0, or other"
+        )
+    chosen_on = _development_pairs(settings)
+    rows = [
+        {**row, "ours": is_of(row, weights_sha256), "chosen_on": row["benchmark"] == chosen_on}
+        for row in (results["results"] if results else [])
+    ]
     local, training_data = is_local(config.backbone), _training_data(settings)
     license_id = license_id or (CODE_LICENSE if training_data == SYNTHETIC else "other")
     base = (
@@ -74,11 +85,16 @@ def build_card(
     )
     if config.backbone_revision:
         base += f" (revision `{config.backbone_revision}`)"
+    absent = set() if config.has_router else {"router"}  # of the parts, and of the settings that concern them
+    if config.adaptation != "lora":
+        absent |= {"adapters", "adapter_targets"}
     text = str(
         ModelCard.from_template(
             _metadata(config, rows, name, license_id, settings),
             template_str=TEMPLATE.read_text(encoding="utf-8"),
-            name=name,
+            title=name if "/" in name else f"{name} (local folder)",
+            holds_base=config.adaptation == "full",
+            has_router=config.has_router,
             adaptation=_adaptation(config),
             base=base,
             embedding_size=config.embedding_size,
@@ -86,18 +102,16 @@ def build_card(
             warnings=_warnings(config, rows, local, training_data),
             usage=_usage(name, config),
             parameters=[
-                ("base", f"{counts['base']:,}"),
-                ("adapters", f"{counts['adapters']:,} ({config.num_domains} x {counts['per_expert']:,})"),
-                ("router", f"{counts['router']:,}"),
-                ("projection", f"{counts['projection']:,}"),
+                (part, _count(part, counts, config))
+                for part in ("base", "adapters", "router", "projection")
+                if part not in absent
             ],
-            holds="all of them" if config.adaptation == "full" else "the last three, not the base",
             training=[
                 ("training data", _cell(training_data)),
-                ("experts", _cell(", ".join(config.domains))),
-                *((label, _setting(settings, key)) for key, label in _TRAINING.items()),
+                *([("experts", _cell(", ".join(config.domains)))] if config.has_router else []),
+                *((label, _setting(settings, key)) for key, label in _TRAINING.items() if key not in absent),
             ],
-            evaluation=_evaluation(rows),
+            evaluation=_evaluation(rows, settings),
             thresholds=_thresholds(config),
             licence=_licence(license_id, training_data),
         )
@@ -121,7 +135,10 @@ def is_local(backbone: str) -> bool:
 def _metadata(
     config: AdaptFaceConfig, rows: Sequence[Mapping[str, Any]], name: str, license_id: str, settings: Mapping[str, Any]
 ) -> ModelCardData:
-    """The YAML block; its model-index holds this model's own accuracy and AUC, as fractions."""
+    """The YAML block; its model-index holds this model's own accuracy and AUC, as fractions.
+
+    Results on the pairs that the checkpoint was chosen on stay out: whoever reads the index takes them for a test.
+    """
     evaluations = [
         EvalResult(
             task_type="image-feature-extraction",
@@ -133,9 +150,10 @@ def _metadata(
             metric_value=_number(row[key], row),
         )
         for row in rows
-        if row["ours"]
+        if row["ours"] and not row["chosen_on"]
         for metric, label, key in (("accuracy", "Accuracy", "accuracy"), ("roc_auc", "AUC", "auc"))
     ]
+    lora = ["lora"] if config.adaptation == "lora" else []
     optional: dict[str, Any] = {}
     if license_id == "other":
         optional["license_name"] = "terms-of-the-training-data"
@@ -149,7 +167,7 @@ def _metadata(
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
         license=license_id,
-        tags=["adaptface", "face-recognition", "face-verification", "lora", "dinov2"],
+        tags=["adaptface", "face-recognition", "face-verification", *lora, "dinov2"],
         model_name=name,
         eval_results=evaluations or None,
         metrics=["accuracy", "roc_auc"] if evaluations else None,
@@ -158,21 +176,36 @@ def _metadata(
 
 
 def _usage(name: str, config: AdaptFaceConfig) -> str:
+    is_folder = "/" not in name
+    source = f"./{name}" if is_folder else name  # the dot keeps a folder that is not there from being asked of the Hub
+    remark = "  # a local folder: its path from where you work" if is_folder else ""
     return (
-        "from transformers import AutoImageProcessor, AutoModel\n"
-        f'processor = AutoImageProcessor.from_pretrained("{name}", trust_remote_code=True)\n'
-        f'model = AutoModel.from_pretrained("{name}", trust_remote_code=True)\n'
-        f"embeddings = model(**processor(images)).pooler_output  # (B, {config.embedding_size}), length 1"
+        "import torch\n"
+        "from transformers import AutoImageProcessor, AutoModel\n\n"
+        f'source = "{source}"{remark}\n'
+        "processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=True)\n"
+        "model = AutoModel.from_pretrained(source, trust_remote_code=True)\n"
+        "with torch.inference_mode():\n"
+        f"    embeddings = model(**processor(images)).pooler_output  # (B, {config.embedding_size}), length 1"
     )
 
 
 def _adaptation(config: AdaptFaceConfig) -> str:
+    """How the base was adapted, up to the word before its name."""
     if config.adaptation == "frozen":
-        return "a trained projection, no adapters,"
+        return "a trained projection, without adapters, on"
     if config.adaptation == "full":
-        return "a full fine-tuning, no adapters,"
-    mix = f"{config.num_domains} experts mixed per image by a router" if config.has_router else "one expert"
-    return f"{mix}, rank {config.lora_rank}, scaling {config.scaling:g},"
+        return "full fine-tuning, without adapters, of"
+    numbers = f"rank {config.lora_rank}, scaling {config.scaling:g}, on"
+    if config.has_router:
+        return f"domain-aware LoRA (DA-LoRA): {config.num_domains} experts mixed per image by a router, {numbers}"
+    return f"plain LoRA: {numbers}"
+
+
+def _count(part: str, counts: Mapping[str, float], config: AdaptFaceConfig) -> str:
+    """Parameters of a part, as a cell."""
+    experts = f" ({config.num_domains} x {counts['per_expert']:,})" if config.has_router else ""
+    return f"{counts[part]:,}{experts if part == 'adapters' else ''}"
 
 
 def _warnings(config: AdaptFaceConfig, rows: Sequence[Mapping[str, Any]], local: bool, training_data: str) -> list[str]:
@@ -180,16 +213,21 @@ def _warnings(config: AdaptFaceConfig, rows: Sequence[Mapping[str, Any]], local:
     if local and config.adaptation != "full":
         warnings.append(
             f"Development release: its base is the local folder {Path(config.backbone).name} of the machine that made "
-            "it. It loads there and nowhere else."
+            "it, by the path in config.json. It loads there and nowhere else."
         )
     if training_data == SYNTHETIC:
         warnings.append("Trained on synthetic (rendered) faces only: a demonstration, of no use on real faces.")
     if not any(row["ours"] for row in rows):
         warnings.append("Not evaluated: how well this model compares faces is not measured.")
+    if chosen_on := {_benchmark(row): None for row in rows if row["ours"] and row["chosen_on"]}:
+        warnings.append(
+            f"The checkpoint was chosen on {', '.join(chosen_on)}, as the best of its run: its results on these pairs "
+            "are no independent measurement."
+        )
     return warnings
 
 
-def _evaluation(rows: Sequence[Mapping[str, Any]]) -> str:
+def _evaluation(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
     """The table of results, with the protocol of each benchmark below it."""
     if not rows:
         return f"Accuracy, AUC, EER and TAR@FAR: {NOT_MEASURED}."
@@ -200,9 +238,12 @@ def _evaluation(rows: Sequence[Mapping[str, Any]]) -> str:
     notes = []
     for row in rows:
         rates = [f"{100 * _number(r['tar'], row):.2f} @ {r['far']:g}" for r in row["tar_at_far"]]
+        embedder = f"{Path(row['embedder']['name']).name} ({row['embedder']['kind']})"
+        if row["ours"]:
+            embedder = "**this model** (chosen on these pairs)" if row["chosen_on"] else "**this model**"
         cells = [
             _benchmark(row),
-            "**this model**" if row["ours"] else f"{Path(row['embedder']['name']).name} ({row['embedder']['kind']})",
+            embedder,
             f"{row['pairs']:,}",
             f"{100 * _number(row['accuracy'], row):.2f} ± {100 * _number(row['accuracy_std'], row):.2f}",
             f"{_number(row['auc'], row):.4f}",
@@ -219,6 +260,8 @@ def _evaluation(rows: Sequence[Mapping[str, Any]]) -> str:
         "",
         *dict.fromkeys(notes),
     ]
+    if not settings:
+        lines += ["", f"Whether the checkpoint was chosen on one of these benchmarks: {NOT_STATED}."]
     return "\n".join(lines)
 
 
@@ -248,6 +291,13 @@ def _training_data(settings: Mapping[str, Any]) -> str:
     if not source:
         return NOT_STATED
     return source if str(source).startswith("hf://") or not is_local(str(source)) else Path(source).name
+
+
+def _development_pairs(settings: Mapping[str, Any]) -> str | None:
+    """Name, as results have it, of the pairs that `best/` was chosen on; a run on rendered faces renders its own."""
+    rendered = "dev_pairs" if settings.get("train_data") == SYNTHETIC else None
+    pairs = settings.get("dev_pairs") or rendered
+    return Path(str(pairs)).stem if pairs else None
 
 
 def _setting(settings: Mapping[str, Any], key: str) -> str:

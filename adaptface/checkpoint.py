@@ -23,11 +23,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from adaptface.files import partial_path, sha256, sync_folder, write_text
+from adaptface.report import RESULTS_FILE
+from configuration_adaptface import AdaptFaceConfig
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
 SETTINGS = "settings.yaml"
 WEIGHTS = "trained.safetensors"
+
+# All that a release may hold. `adaptface.release` keeps to it; here, since a new run deletes the earlier one's.
+RELEASE_FILES = frozenset(
+    {"configuration_adaptface.py", "image_processing_adaptface.py", "modeling_adaptface.py", "config.json",
+     "model.safetensors", "preprocessor_config.json", "README.md", "LICENSE", "requirements.txt", RESULTS_FILE}
+)  # fmt: skip
 
 
 def register_weight_hooks(accelerator: Accelerator, is_frozen: Callable[[str], bool]) -> None:
@@ -217,11 +225,37 @@ def recover_run(run_folder: Path) -> None:
 
 
 def remove_run(run_folder: Path) -> None:
-    """Delete what an earlier training run wrote; data and base folders stay, they are checked before use."""
+    """Delete what an earlier training run wrote, with its results and its release, which would pass for the new run's.
+
+    Data and base folders stay, they are checked before use. `results/` and `release/` stay, too, where they hold
+    anything that evaluation and release did not write.
+    """
     for name in ("checkpoints", "best", "last", "trackers"):
         _remove(run_folder / name)
     for name in ("log.jsonl", SETTINGS):
         (run_folder / name).unlink(missing_ok=True)
+    results, release = run_folder / "results", run_folder / "release"
+    if _files(results) == {RESULTS_FILE} and not results.is_symlink():
+        _remove(results)
+    if release.is_dir() and not release.is_symlink() and not strangers_in_release(release):
+        _remove(release)
+
+
+def strangers_in_release(folder: Path) -> list[str]:
+    """Why a folder is no release that may be deleted: its files that belong in none; empty for a release."""
+    if strangers := sorted(_files(folder) - RELEASE_FILES):
+        return strangers
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        kind = None
+    return [] if kind == AdaptFaceConfig.model_type else ["config.json of another model"]
+
+
+def _files(folder: Path) -> set[str]:
+    """Paths of all files below a folder, relative to it; links count as files."""
+    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(folder).as_posix() for path in paths}
 
 
 def recover_model_folder(folder: Path) -> None:

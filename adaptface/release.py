@@ -1,16 +1,18 @@
 """Stage a trained run as a release folder, and load it again the way its users will.
 
-    python -m adaptface.release runs/NAME [--out DIR] [--license ID] [--allow_full]
+    python -m adaptface.release runs/NAME [--repo_id USER/NAME] [--out DIR] [--license ID] [--allow_full]
 
 A release holds the adapters, the configuration, the processor and the code that loads them: no base weight, no
-identity head, no training image. It becomes visible under its name only when it is complete and has been loaded by a
-fresh interpreter that cannot import this project and reproduces the embeddings of the run.
+identity head, no training image, and no path of this machine but that of a local base. It becomes visible under its
+name only when it is complete and has been loaded by a fresh interpreter that cannot import this project and reproduces
+the embeddings of the run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import keyword
 import os
 import re
 import shutil
@@ -20,28 +22,30 @@ import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import safe_open
 
-from adaptface.card import TEMPLATE, build_card, is_of
-from configuration_adaptface import AdaptFaceConfig
+from adaptface.card import TEMPLATE, build_card, is_local, is_of
+from adaptface.checkpoint import RELEASE_FILES, strangers_in_release
 from image_processing_adaptface import AdaptFaceImageProcessor
 from modeling_adaptface import AdaptFaceModel, weights_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ("configuration_adaptface.py", "image_processing_adaptface.py", "modeling_adaptface.py")
 SHIPPED_REQUIREMENTS = ("numpy", "pillow", "safetensors", "torch", "transformers")
-REQUIRED_FILES = frozenset(
-    {*MODULES, "config.json", "model.safetensors", "preprocessor_config.json", "README.md", "LICENSE",
-     "requirements.txt"}
-)  # fmt: skip
-ALLOWED_FILES = REQUIRED_FILES | {"results.json"}
+REQUIRED_FILES = RELEASE_FILES - {"results.json"}
 TENSOR_PREFIXES = ("adapters.", "patch_adapter.", "router.", "projection.", "backbone.")
+
+# What the card reads of a row of results.json.
+_ROW: dict[str, type | tuple[type, ...]] = {
+    "benchmark": str, "data": str, "protocol": dict, "embedder": dict, "pairs": int, "accuracy": (int, float),
+    "accuracy_std": (int, float), "auc": (int, float), "eer": (int, float), "tar_at_far": list,
+}  # fmt: skip
 
 
 class ReleaseError(RuntimeError):
@@ -54,6 +58,7 @@ def stage_release(
     out_dir: Path,
     *,
     settings: Path | None = None,
+    repo_id: str | None = None,
     license_id: str | None = None,
     allow_full: bool = False,
 ) -> float:
@@ -65,6 +70,8 @@ def stage_release(
             without it the card says "not measured".
         out_dir (`Path`): the release folder. An older release there is replaced; any other content is refused.
         settings (`Path`, *optional*): `settings.yaml` of the run, for the card.
+        repo_id (`str`, *optional*): the Hub repository that the release will be, `user/name`, for the card; without it
+            the card speaks of a local folder. Refused for a base that only this machine has.
         license_id (`str`, *optional*): Hub licence id of the weights; see `adaptface.card.build_card`.
         allow_full (`bool`): accept `adaptation="full"`, whose weights contain the whole (changed) base.
     Returns:
@@ -72,16 +79,21 @@ def stage_release(
     Raises:
         FileNotFoundError: a named file is missing.
         FileExistsError: `out_dir` is `model_dir`, or holds something that is not a release.
-        ReleaseError: the folder breaks a rule, or does not load to the same embeddings.
+        ReleaseError: the folder or a file that it is made from breaks a rule, or the release does not load to the same
+            embeddings.
+        ValueError: `repo_id`, `license_id` or the folder's name cannot be used.
     """
     for path in (results, settings):
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"{path} is not there; run the evaluation or leave it out")
     if not (model_dir / "config.json").is_file():
-        raise FileNotFoundError(f"{model_dir} holds no saved model (no config.json); give a run's best/ folder")
+        raise FileNotFoundError(f"{model_dir} holds no saved model (no config.json); train or save it again")
+    _require_names(out_dir, repo_id)
     for needed in ("LICENSE", "pyproject.toml", TEMPLATE.relative_to(ROOT)):
         _project_file(needed)
     _require_replaceable(out_dir, model_dir)
+    scores = without_folders(_read_results(results)) if results else None
+    run = _read_settings(settings) if settings else None
 
     model = AdaptFaceModel.from_pretrained(model_dir)
     if model.config.adaptation == "full" and not allow_full:
@@ -89,8 +101,13 @@ def stage_release(
             f"{model_dir}: adaptation='full' would publish every weight of {model.config.backbone}; pass --allow_full "
             "if its licence and size permit that"
         )
+    if repo_id and is_local(model.config.backbone) and model.config.adaptation != "full":
+        raise ReleaseError(
+            f"{model_dir}: its base is the folder {model.config.backbone} of this machine, so that nobody could load "
+            f"{repo_id}; set backbone and backbone_revision in {model_dir / 'config.json'} to the Hub id and commit of "
+            "this base, or leave --repo_id out"
+        )
     digest = weights_sha256(model_dir, None, {})
-    scores = json.loads(results.read_text(encoding="utf-8")) if results else None
     if scores is not None and not any(is_of(row, digest) for row in scores["results"]):
         raise ReleaseError(
             f"{results} was not measured with the weights of {model_dir} (SHA-256 {digest}); evaluate them again, or "
@@ -102,10 +119,12 @@ def stage_release(
             f"{model_dir}: the processor makes images of {processor.size['height']} px, the model was trained on "
             f"{model.config.image_size} px; save the processor of the run"
         )
-    run = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings else None
+    name = repo_id or out_dir.name
     card = build_card(
-        model.config, model.summary(), scores, run, name=out_dir.name, weights_sha256=digest, license_id=license_id
+        model.config, model.summary(), scores, run, name=name, weights_sha256=digest, license_id=license_id
     )
+    if model.config.adaptation == "full":  # the base is inside: its name is a mere remark, nothing loads it
+        model.config.backbone = without_folders(model.config.backbone)
 
     with _replacing(out_dir) as folder:
         model.save_pretrained(folder)
@@ -113,20 +132,26 @@ def stage_release(
         (folder / "README.md").write_text(f"{card}\n", encoding="utf-8", newline="\n")
         (folder / "requirements.txt").write_text(_requirements(), encoding="utf-8", newline="\n")
         shutil.copyfile(_project_file("LICENSE"), folder / "LICENSE")
-        if results:
-            shutil.copyfile(results, folder / "results.json")
-        check_release(folder, allow_full=allow_full)
+        if scores is not None:
+            (folder / "results.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8", newline="\n")
+        check_release(folder, allow_full=allow_full, run_folder=model_dir.parent)
         return verify_release(folder, model_dir)
 
 
-def check_release(folder: Path, *, allow_full: bool = False) -> None:
-    """Hold a folder against the rules that need no loading: the list of files and the names of the tensors.
+def check_release(folder: Path, *, allow_full: bool = False, run_folder: Path | None = None) -> None:
+    """Hold a folder against the rules that need no loading: list of files, names of the tensors, paths of the machine.
 
+    Args:
+        folder (`Path`): the release.
+        allow_full (`bool`): accept tensors of the base.
+        run_folder (`Path`, *optional*): the run it was made from; its path, like the home folder's, must not appear.
     Raises:
-        ReleaseError: names every file and tensor that is missing or must not be published.
+        ReleaseError: names every file and tensor that is missing or must not be published, and every path. The one
+            path that may stay is a local base in config.json: the release, which its card calls a development release,
+            is loaded by it.
     """
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    faults = [f"{name} must not be in a release" for name in sorted(files - ALLOWED_FILES)]
+    faults = [f"{name} must not be in a release" for name in sorted(files - RELEASE_FILES)]
     faults += [f"{name} is missing" for name in sorted(REQUIRED_FILES - files)]
     if "model.safetensors" in files:
         with safe_open(folder / "model.safetensors", framework="np") as tensors:
@@ -136,6 +161,15 @@ def check_release(folder: Path, *, allow_full: bool = False) -> None:
                 faults.append(f"tensor {name} is no part of the model; identity heads stay in the checkpoints")
             elif name.startswith("backbone.") and not allow_full:
                 faults.append(f"tensor {name} belongs to the base")
+    private = [Path(os.path.expanduser("~")), *([run_folder.resolve()] if run_folder else [])]
+    for name in sorted(files & {"README.md", "config.json", "results.json"}):
+        file = folder / name
+        content: Any = file.read_text(encoding="utf-8").splitlines() if name == "README.md" else _read_json(file)
+        if name == "config.json" and content.get("adaptation") != "full":
+            content.pop("backbone", None)
+        for text in _strings(content):
+            if without_folders(text) != text or any(_holds(text, path) for path in private):
+                faults.append(f"{name} holds a path of this machine in {text[:200]!r}; take it out of its source")
     if faults:
         raise ReleaseError(f"{folder} is no release: " + "; ".join(faults[:10]))
 
@@ -201,20 +235,113 @@ def _load_in_clean_process(
         return json.loads(process.stdout.splitlines()[-1]), dict(arrays)
 
 
+def without_folders(content: Any) -> Any:
+    """JSON content with each absolute path, of any system, cut to its last part: folders tell who worked where."""
+    if isinstance(content, dict):
+        return {key: without_folders(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [without_folders(value) for value in content]
+    if not isinstance(content, str):
+        return content
+    option, equals, path = content.partition("=") if content.startswith("-") else ("", "", content)  # --model=/a/b
+    for kind in (PurePosixPath, PureWindowsPath):
+        if kind(path).is_absolute():
+            return f"{option}{equals}{kind(path).name}"
+    return content
+
+
+def _strings(content: Any) -> Iterator[str]:
+    """All texts in JSON content, names included."""
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, (dict, list)):
+        for value in [*content, *content.values()] if isinstance(content, dict) else content:
+            yield from _strings(value)
+
+
+def _holds(text: str, path: Path) -> bool:
+    """Whether a path, or one below it, stands anywhere in a text."""
+    return len(path.parts) > 1 and bool(re.search(rf"(?<![\w-]){re.escape(str(path))}(?![\w-])", text))
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ReleaseError(f"{path} is no readable JSON ({error}); write it again, or move it away") from error
+
+
+def _read_results(path: Path) -> dict[str, Any]:
+    """`results.json`, its rows complete."""
+    content = _read_json(path)
+    rows = content.get("results") if isinstance(content, dict) else None
+    fault = None if isinstance(rows, list) else "there is no list 'results'"
+    for number, row in enumerate(rows or ()):
+        fault = fault or _fault_of_row(row, f"results[{number}]")
+    if fault:
+        raise ReleaseError(
+            f"{path} is no file of eval_benchmarks.py: {fault}; evaluate again, or move the file away to release "
+            "without results"
+        )
+    return content
+
+
+def _fault_of_row(row: Any, place: str) -> str | None:
+    """What the card would miss in a row, or None."""
+    if not isinstance(row, dict):
+        return f"{place} is no mapping"
+    wrong = [name for name, kind in _ROW.items() if not isinstance(row.get(name), kind)]
+    if not wrong:
+        wrong += [f"embedder.{name}" for name in ("kind", "name") if not isinstance(row["embedder"].get(name), str)]
+        wrong += [] if "folds" in row["protocol"] else ["protocol.folds"]
+        rates = all(isinstance(rate, dict) and {"far", "tar"} <= rate.keys() for rate in row["tar_at_far"])
+        wrong += [] if rates else ["tar_at_far"]
+    return f"{place} lacks {', '.join(wrong)}, or has them of another type" if wrong else None
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """`settings.yaml` of a run."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        fault = None if isinstance(content, dict) else "it holds no lines of `key: value`"
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        fault = " ".join(str(error).split())
+    if fault:
+        raise ReleaseError(
+            f"{path} is no settings file ({fault}); take that of the newest checkpoint, or move the file away to "
+            "release without it"
+        )
+    return content
+
+
+def _require_names(out_dir: Path, repo_id: str | None) -> None:
+    """Refuse names that the Hub does not take, or that make transformers complain whenever the release is loaded.
+
+    transformers makes a Python module of each part of a name, with other signs for dots, hyphens and a leading digit.
+    """
+    if repo_id is not None:
+        try:
+            validate_repo_id(repo_id)
+        except HFValidationError as error:
+            raise ValueError(f"repo_id {repo_id!r}: {error} Give it as user/name") from error
+        if "/" not in repo_id:
+            raise ValueError(f"repo_id {repo_id!r} names no owner; give it as user/name")
+    for what, name in [("out", out_dir.name), *(("repo_id", part) for part in (repo_id or "").split("/") if part)]:
+        module = re.sub(r"[.-]", "_", name)
+        if keyword.iskeyword(module) or not f"_{module}".isidentifier():
+            raise ValueError(
+                f"{what} {name!r}: transformers can make no Python module name of it and would complain at each load; "
+                "use letters, digits, '_', '-' and '.', and no word of Python's own"
+            )
+
+
 def _require_replaceable(out_dir: Path, model_dir: Path) -> None:
     """Refuse a target whose replacement would lose anything but an older release."""
     if out_dir.resolve() == model_dir.resolve():
         raise FileExistsError(f"{out_dir} is the model that is to be released; name another folder")
     if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
         return
-    files = {path.relative_to(out_dir).as_posix() for path in out_dir.rglob("*") if not path.is_dir()}
-    config = out_dir / "config.json"
-    try:
-        kind = json.loads(config.read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):
-        kind = None
-    if kind != AdaptFaceConfig.model_type or files - ALLOWED_FILES:
-        strangers = ", ".join(sorted(files - ALLOWED_FILES)[:5]) or "config.json of another model"
+    if strangers := ", ".join(strangers_in_release(out_dir)[:5]):
         raise FileExistsError(f"{out_dir} holds files that are no release ({strangers}); name an empty or new folder")
 
 
@@ -223,8 +350,8 @@ def _replacing(out_dir: Path) -> Iterator[Path]:
     """A temporary folder beside `out_dir` that takes its name if the block ends well, and vanishes if it does not."""
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}-", dir=out_dir.parent) as scratch:
-        staged = Path(scratch) / "staged"
-        staged.mkdir()
+        staged = Path(scratch) / "staged" / out_dir.name  # verified under the name it will be loaded by
+        staged.mkdir(parents=True)
         yield staged
         if out_dir.exists():
             out_dir.rename(Path(scratch) / "former")
@@ -245,24 +372,42 @@ def _requirements() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _model_folder(run: Path) -> Path:
+    """The model of a run: best/, or last/ where no development set chose one."""
+    for folder in (run / "best", run / "last"):
+        if folder.is_dir():
+            return folder
+    if (run / "config.json").is_file():
+        raise FileNotFoundError(f"{run} is a model folder; give the folder of its run, {run.absolute().parent}")
+    if not run.is_dir():
+        raise FileNotFoundError(f"{run} is no folder; give the folder of a run, output_dir of its settings")
+    raise FileNotFoundError(
+        f"{run} holds neither best/ nor last/; give the folder of a run that has saved a model, or let it finish"
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: stage and verify the release of a run folder."""
     parser = argparse.ArgumentParser(prog="adaptface.release", description="Stage and verify the release of a run.")
     parser.add_argument("run_folder", type=Path, help="run folder: best/, settings.yaml, results/results.json")
     parser.add_argument("--out", type=Path, help="release folder (default: RUN_FOLDER/release)")
+    parser.add_argument(
+        "--repo_id", help="Hub repository it will be, user/name, for the card (default: a local folder)"
+    )
     parser.add_argument("--license", dest="license_id", help="Hub licence id of the weights, e.g. apache-2.0")
     parser.add_argument("--allow_full", action="store_true", help="publish a fully fine-tuned base as well")
     args = parser.parse_args(argv)
     run: Path = args.run_folder
     out: Path = args.out or run / "release"
-    model_dir = run / "best" if (run / "best").is_dir() else run / "last"  # no best/ without a development set
     results, settings = run / "results" / "results.json", run / "settings.yaml"
     try:
+        model_dir = _model_folder(run)
         difference = stage_release(
             model_dir,
             results if results.is_file() else None,
             out,
             settings=settings if settings.is_file() else None,
+            repo_id=args.repo_id,
             license_id=args.license_id,
             allow_full=args.allow_full,
         )
@@ -271,6 +416,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     if not results.is_file():
         print(f"No {results}: the card says 'not measured'.")
+    if not args.repo_id:
+        print("No --repo_id user/name: the card speaks of a local folder; name the repository before you upload it.")
     size = (out / "model.safetensors").stat().st_size
     print(f"{out}: model.safetensors has {size / 1e6:.2f} MB; loaded in a clean process, its embeddings differ from")
     print(f"those of {model_dir} by at most {difference:.1e}.")

@@ -107,14 +107,88 @@ def test_thresholds_and_warnings_are_shown() -> None:
 @pytest.mark.parametrize(
     ("adaptation", "words"),
     [
-        ({"domains": ["faces"]}, "one expert, rank 16, scaling 4,"),
-        ({}, "3 experts mixed per image by a router, rank 16, scaling 4,"),
-        ({"adaptation": "frozen"}, "a trained projection, no adapters,"),
+        ({"domains": ["faces"]}, "embeddings by plain LoRA: rank 16, scaling 4, on [facebook/dinov2-small]"),
+        ({}, "domain-aware LoRA (DA-LoRA): 3 experts mixed per image by a router, rank 16, scaling 4, on [facebook"),
+        ({"adaptation": "frozen"}, "by a trained projection, without adapters, on [facebook/dinov2-small]"),
+        ({"adaptation": "full"}, "by full fine-tuning, without adapters, of [facebook/dinov2-small]"),
+        ({"adaptation": "frozen"}, "This repository holds all but the base."),
         ({"adaptation": "full"}, "This repository holds all of them."),
     ],
 )
 def test_each_adaptation_is_named(adaptation: dict[str, Any], words: str) -> None:
     assert words in _card(AdaptFaceConfig(**adaptation))[0]
+
+
+@pytest.mark.parametrize(
+    ("adaptation", "parts", "has_experts"),
+    [
+        ({}, {"base": "22,056,576", "adapters": "1,327,104 (3 x 442,368)", "router": "99,331"}, True),
+        ({"domains": ["faces"]}, {"base": "22,056,576", "adapters": "1,327,104"}, False),
+        ({"adaptation": "frozen"}, {"base": "22,056,576"}, False),
+        ({"adaptation": "full"}, {"base": "22,056,576"}, False),
+    ],
+)
+def test_a_card_speaks_of_no_part_that_the_model_lacks(
+    adaptation: dict[str, Any], parts: dict[str, str], has_experts: bool
+) -> None:
+    config = AdaptFaceConfig(**adaptation)
+    text, metadata = _card(config, settings=yaml.safe_load(TrainSettings().to_yaml()))
+    table = text.partition("|---|---:|\n")[2].partition("\n\n")[0].splitlines()
+    expected = parts | {"projection": "197,120"}
+    assert table == [f"| {part} | {count} |" for part, count in expected.items()]
+    assert ("| experts | general, pose, age |" in text) == has_experts
+    assert ("DA-LoRA" in text) == has_experts and ("which experts the router mixed" in text) == has_experts
+    has_adapters = config.adaptation == "lora"
+    assert ("| adapted matrices | attention |" in text) == has_adapters and ("lora" in metadata["tags"]) == has_adapters
+    assert ("The base is fetched" in text) == (config.adaptation != "full")
+
+
+def test_the_example_loads_the_repository_or_names_the_folder_as_one() -> None:
+    text = _card()[0]
+    assert "\n# user/faces\n" in text and '\nsource = "user/faces"\n' in text and "local folder" not in text
+    folder = str(build_card(AdaptFaceConfig(), COUNTS, None, None, name="release"))
+    assert "\n# release (local folder)\n" in folder and '\nsource = "./release"  # a local folder' in folder
+    assert '("release"' not in folder
+
+
+@pytest.mark.parametrize("license_id", ["not a licence", "Apache-2.0", "apache 2.0", "mit\n", ""])
+def test_a_licence_that_the_hub_cannot_know_is_refused(license_id: str) -> None:
+    with pytest.raises(ValueError, match=r"no licence id of the Hub; give one of https://.*apache-2\.0"):
+        _card(license_id=license_id)
+
+
+@pytest.mark.parametrize("license_id", ["mit", "cc-by-nc-4.0", "openrail++", "llama3.1", "other"])
+def test_licence_ids_of_the_hub_are_taken(license_id: str) -> None:
+    assert _card(license_id=license_id)[1]["license"] == license_id
+
+
+class TestDevelopmentPairs:
+    """What a checkpoint was chosen on measures nothing of it."""
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"train_data": "/data/faces", "dev_pairs": "/data/dev_pairs.csv"},
+            {"train_data": "synthetic", "dev_pairs": None},  # the run renders its own
+        ],
+    )
+    def test_their_results_are_named_so_and_stay_out_of_the_index(self, settings: dict[str, Any]) -> None:
+        peer = {"kind": "onnx", "name": "peer.onnx"}
+        rows = [_row(benchmark="dev_pairs"), _row(benchmark="dev_pairs", embedder=peer), _row()]
+        text, metadata = _card(rows=rows, settings=settings)
+        assert "> **The checkpoint was chosen on dev_pairs, as the best of its run: its results" in text
+        assert "| dev_pairs | **this model** (chosen on these pairs) |" in text
+        assert "| dev_pairs | peer.onnx (onnx) |" in text and "| lfw | **this model** |" in text
+        (result,) = metadata["model-index"][0]["results"]
+        assert result["dataset"]["name"] == "lfw"
+
+    def test_they_alone_make_no_index(self) -> None:
+        text, metadata = _card(rows=[_row(benchmark="dev")], settings={"dev_pairs": "/data/dev.csv"})
+        assert "(chosen on these pairs)" in text and "model-index" not in metadata and "metrics" not in metadata
+
+    def test_without_settings_they_are_not_stated(self) -> None:
+        assert "chosen on one of these benchmarks: not stated" in _card(rows=[_row()])[0]
+        assert "chosen on" not in _card(rows=[_row()], settings={"dev_pairs": "/data/dev_pairs.csv"})[0]
 
 
 def test_what_every_card_says() -> None:

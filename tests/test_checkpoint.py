@@ -16,12 +16,14 @@ from torch import nn
 
 from adaptface import checkpoint
 from adaptface.checkpoint import (
+    RELEASE_FILES,
     find_checkpoint,
     find_problem,
     list_checkpoints,
     load_checkpoint,
     recover_model_folder,
     register_weight_hooks,
+    remove_run,
     save_checkpoint,
     save_model_folder,
 )
@@ -211,3 +213,49 @@ def test_a_replacement_cut_off_midway_is_undone(tmp_path: Path) -> None:
     recover_model_folder(tmp_path / "best")
     assert (tmp_path / "best" / "a.json").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+class TestRemoveRun:
+    """A new run in the folder of an earlier one."""
+
+    @pytest.fixture
+    def run(self, tmp_path: Path) -> Path:
+        files = ["best/config.json", "last/config.json", "log.jsonl", "settings.yaml", "results/results.json"]
+        for name in [*files, *(f"release/{name}" for name in RELEASE_FILES), "synthetic/dev_pairs.csv"]:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text('{"model_type": "adaptface"}', encoding="utf-8")
+        return tmp_path
+
+    def test_results_and_release_of_the_earlier_run_go_with_it(self, run: Path) -> None:
+        remove_run(run)
+        assert [path.name for path in run.iterdir()] == ["synthetic"]
+
+    @pytest.mark.parametrize("stranger", ["results/plot.png", "release/notes/thesis.txt", "release/.git/HEAD"])
+    def test_a_folder_with_anything_else_in_it_stays_whole(self, run: Path, stranger: str) -> None:
+        (run / stranger).parent.mkdir(exist_ok=True)
+        (run / stranger).write_text("", encoding="utf-8")
+        top = stranger.split("/")[0]
+        before = sorted((run / top).rglob("*"))
+        remove_run(run)
+        assert sorted((run / top).rglob("*")) == before
+        assert {path.name for path in run.iterdir()} == {"synthetic", top}
+
+    @pytest.mark.parametrize("content", [None, "{", "[]", '{"model_type": "dinov2"}'])
+    def test_what_is_no_release_of_ours_stays(self, run: Path, content: str | None) -> None:
+        (run / "release" / "config.json").unlink()
+        if content is not None:
+            (run / "release" / "config.json").write_text(content, encoding="utf-8")
+        remove_run(run)
+        assert (run / "release" / "model.safetensors").is_file() and not (run / "results").exists()
+
+    @pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
+    def test_a_link_stays_and_so_does_what_it_leads_to(
+        self, run: Path, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        elsewhere = tmp_path_factory.mktemp("elsewhere")
+        for name in ("results", "release"):
+            (run / name).rename(elsewhere / name)
+            (run / name).symlink_to(elsewhere / name)
+        remove_run(run)
+        assert (elsewhere / "results" / "results.json").is_file() and (elsewhere / "release" / "README.md").is_file()
+        assert (run / "release").is_symlink()
