@@ -18,6 +18,7 @@ look wrong.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -35,10 +36,20 @@ from adaptface.embedding import (
     ModelEmbedder,
     OnnxEmbedder,
     SuspectLabelsError,
+    check_model,
     default_device,
     evaluate_pairs,
 )
-from adaptface.report import results_table, write_results
+from adaptface.report import PARTIAL_RESULTS_FILE, RESULTS_FILE, printable_output, results_table, write_results
+
+_OPTIONS_OF = {  # what an option is about
+    "revision": "model",
+    "zero_shot_revision": "zero_shot",
+    "zero_shot_size": "zero_shot",
+    "onnx_size": "onnx",
+    "onnx_mean": "onnx",
+    "onnx_std": "onnx",
+}
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -56,14 +67,20 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "for each in their order",
     )  # fmt: skip
     model.add_argument(
-        "--onnx_mean", type=float, nargs=3, action="append", help="its RGB mean, 0..1 (default: ImageNet)"
+        "--onnx_mean", type=float, nargs=3, action="append", help="its RGB mean, 0..1 scale (default: ImageNet's)"
     )
-    model.add_argument("--onnx_std", type=float, nargs=3, action="append", help="its RGB standard deviation")
+    model.add_argument(
+        "--onnx_std", type=float, nargs=3, action="append", help="its RGB standard deviation, same scale"
+    )
     data = parser.add_argument_group("benchmarks")
     data.add_argument(
         "--benchmark", action="append", required=True, type=Path, help=".csv, .txt or .bin; several allowed"
     )
-    data.add_argument("--images", type=Path, help="image folder of the .csv and .txt lists (default: beside each)")
+    data.add_argument(
+        "--images", type=Path,
+        help="image folder of the .csv and .txt lists (default: the folder called like the list without _pairs, or "
+        "the list's own)",
+    )  # fmt: skip
     data.add_argument(
         "--allow_suspect_labels",
         action="store_true",
@@ -74,10 +91,16 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--device", type=_device, default=default_device(), help="default: the accelerator, else the CPU"
     )
-    parser.add_argument("--output_dir", type=Path, default=Path("results"), help="gets results.json (default: results)")
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("results"),
+        help="gets results.json, in place of an earlier one (default: results)",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     if not options.model and not options.zero_shot and not options.onnx:
         parser.error("nothing to evaluate: give --model, --zero_shot or --onnx")
+    for option, of in _OPTIONS_OF.items():
+        if getattr(options, option) and not getattr(options, of):
+            parser.error(f"--{option} without --{of}, which it is about: give --{of} or leave out --{option}")
     peers = len(options.onnx)
     for name, default in (("onnx_size", None), ("onnx_mean", IMAGENET_MEAN), ("onnx_std", IMAGENET_STD)):
         values = getattr(options, name) or [default]
@@ -111,15 +134,14 @@ def _device(text: str) -> torch.device:
 
 
 def embedder_loaders(options: argparse.Namespace) -> list[Callable[[], Embedder]]:
-    """One function an embedder, so that only one model is in memory at a time; ONNX files are opened here."""
+    """One function an embedder, so that only one model is in memory at a time; all are looked for here already."""
     inputs = zip(options.onnx, options.onnx_size, options.onnx_mean, options.onnx_std, strict=True)
     peers = [OnnxEmbedder(*given) for given in inputs]
-    for folder in options.model + options.zero_shot:
-        # "user/name" may be a Hub id; anything that looks like a path must exist.
-        looks_local = folder.startswith((".", "~")) or folder.count("/") > 1 or Path(folder).is_absolute()
-        if looks_local and not (Path(folder) / "config.json").is_file():
-            raise FileNotFoundError(f"{folder} is not a model folder: it has no config.json")
     device, size, revision = options.device, options.zero_shot_size, options.zero_shot_revision
+    for name in options.model:
+        check_model(name, options.revision)
+    for name in options.zero_shot:
+        check_model(name, revision)
     loaders: list[Callable[[], Embedder]] = []
     loaders += [partial(ModelEmbedder.from_pretrained, name, options.revision, device) for name in options.model]
     loaders += [partial(BackboneEmbedder.from_pretrained, name, revision, size, device) for name in options.zero_shot]
@@ -148,28 +170,41 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     pair_sets = load_benchmarks(options)
     loaders = embedder_loaders(options)
     options.output_dir.mkdir(parents=True, exist_ok=True)
-
+    command = ["eval_benchmarks.py", *arguments]
+    partial_file, file = options.output_dir / PARTIAL_RESULTS_FILE, options.output_dir / RESULTS_FILE
+    if partial_file.exists():
+        print(f"{partial_file} holds rows of a run that did not end; this run replaces it", file=sys.stderr)
     results: list[dict[str, Any]] = []
-    for load in loaders:
-        embedder = load()
-        for pair_set in pair_sets:
-            result = evaluate_pairs(
-                embedder,
-                pair_set,
-                options.batch_size,
-                options.num_workers,
-                strict=not options.allow_suspect_labels,
-            )
-            results.append(result)
-            path = write_results(options.output_dir, results, ["eval_benchmarks.py", *arguments])
-        del embedder
+    try:
+        for load in loaders:
+            embedder = load()
+            for pair_set in pair_sets:
+                result = evaluate_pairs(
+                    embedder,
+                    pair_set,
+                    options.batch_size,
+                    options.num_workers,
+                    strict=not options.allow_suspect_labels,
+                )
+                write_results(options.output_dir, [*results, result], command, PARTIAL_RESULTS_FILE)
+                results.append(result)
+            del embedder
+        replaced = ", in place of an earlier one" if file.exists() else ""
+        os.replace(partial_file, file)
+    except BaseException as error:  # an interrupt too
+        if results:
+            error.add_note(f"finished rows of this run, {len(results)}, are kept in {partial_file}")
+        if file.exists():
+            error.add_note(f"{file} is the one of an earlier run, as it was")
+        raise
     print(results_table(results))
-    print(f"written to {path}")
+    print(f"written to {file}{replaced}")
     return results
 
 
 if __name__ == "__main__":
+    printable_output()
     try:
         main()
     except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]))

@@ -23,9 +23,11 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what a model is made of: base, experts, router, projection, and what of it trains."""
-    from modeling_adaptface import AdaptFaceModel  # after parsing: `--help` need not wait for torch
+    from adaptface.embedding import check_model  # after parsing: `--help` need not wait for torch
+    from modeling_adaptface import AdaptFaceModel
 
     try:
+        check_model(model, revision)
         loaded = AdaptFaceModel.from_pretrained(model, revision=revision)
     except (OSError, ValueError) as error:
         typer.echo(f"adaptface info: {error}", err=True)

@@ -7,6 +7,7 @@ All are compared in the same way: the features of an image and of its mirror ima
 from __future__ import annotations
 
 import hashlib
+import pickle
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,9 +18,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers.utils import cached_file
 
 from adaptface.data.pairs import PairSet
 from adaptface.metrics import MIN_FALSE_ACCEPTS, THRESHOLDS, group_scores, pair_distances, verification_report
@@ -28,6 +31,7 @@ from modeling_adaptface import weights_sha256
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_UNUSED_TENSORS = {"pooler", "mask_token"}  # of a backbone, by the CLS token; many files lack them
 EMBEDDING = "features of image and mirror image added raw, then L2-normalised"
 
 
@@ -79,6 +83,34 @@ def _describe_input(processor: Any) -> dict[str, Any]:
 def _revision(config: Any, digest: str | None) -> str | None:
     """The commit on the Hub, or for a folder the digest of its weights."""
     return getattr(config, "_commit_hash", None) or (f"sha256:{digest}" if digest else None)
+
+
+def check_model(name: str, revision: str | None = None) -> None:
+    """Refuse what is neither a model folder nor a model of the Hub, before anything large is read.
+
+    Args:
+        name: folder or Hub id. What looks like a path, and what exists, is taken for a folder.
+        revision: revision on the Hub.
+    Raises:
+        OSError: says which of both was looked for, and what is there instead.
+    """
+    folder = Path(name)
+    if (folder / "config.json").is_file():
+        return
+    if inner := [str(folder / part) for part in ("best", "last") if (folder / part / "config.json").is_file()]:
+        raise FileNotFoundError(f"{name} is a run folder; give the model in it: {' or '.join(inner)}")
+    if folder.exists():
+        raise FileNotFoundError(f"{name} is no model folder: it has no config.json")
+    if name.startswith((".", "~")) or name.count("/") > 1 or "\\" in name or folder.is_absolute():
+        raise FileNotFoundError(f"there is no folder {name}")
+    try:
+        if cached_file(name, "config.json", revision=revision) is None:
+            raise OSError("it has no config.json")
+    except OSError as error:
+        at = f" at revision {revision}" if revision else ""
+        raise OSError(
+            f"{name} is neither a folder here nor a model of the Hub{at} that can be had: {str(error).splitlines()[0]}"
+        ) from error
 
 
 class ModelEmbedder:
@@ -187,9 +219,30 @@ class BackboneEmbedder:
         image_size: int | None = None,
         device: torch.device | str | None = None,
     ) -> BackboneEmbedder:
-        """Load a backbone in float32."""
+        """Load a backbone in float32.
+
+        Raises:
+            OSError: there is no such model.
+            ValueError: its weights cannot be read or lack tensors, which would be random, or see the class.
+        """
         name = str(folder_or_id)
-        model = AutoModel.from_pretrained(name, revision=revision, dtype=torch.float32)
+        options = {"ignore_mismatched_sizes": True, "output_loading_info": True}  # they are refused below, by name
+        try:
+            model, info = AutoModel.from_pretrained(name, revision=revision, dtype=torch.float32, **options)
+        except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+            reason = (str(error) or "it ends too early").splitlines()[0]
+            raise ValueError(
+                f"{name}: its weights cannot be read: cut off, or a Git LFS pointer in their place? Fetch them again "
+                f"({reason})"
+            ) from error
+        lacking = {key for key in info["missing_keys"] if _UNUSED_TENSORS.isdisjoint(key.split("."))}
+        lacking |= {key for key, *_ in info["mismatched_keys"]}
+        if lacking:
+            listed = ", ".join(sorted(lacking)[:8]) + (f" and {len(lacking) - 8} more" if len(lacking) > 8 else "")
+            raise ValueError(
+                f"{name}: its weights do not fit its config.json; missing or of another shape: {listed}. Fetch the "
+                "model again"
+            )
         try:
             digest = weights_sha256(name, revision, {})
         except OSError:  # weights of another format
@@ -218,18 +271,23 @@ class BackboneEmbedder:
         return tokens[:, 0].float()  # (B, D)
 
 
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)
+
+
 class OnnxEmbedder:
     """A peer as an ONNX file with one input `(B, 3, S, S)` and a first output `(B, E)`, both float32, on the CPU.
 
     Args:
         path: the `.onnx` file; its external data, if any, lies beside it.
         size (`int`, *optional*): input side S in pixels; read from the file where it is fixed there.
-        mean, std: per channel, RGB, on the 0..1 scale.
+        mean, std: per channel, RGB, on the 0..1 scale: mean within 0..1, std above 0 and at most 1.
         name: what reports call it; the file's name by default.
     Raises:
         ImportError: onnxruntime is not installed.
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a readable model, or has another kind of input or output.
+        ValueError: the file is not a readable model, or has another kind of input or output; mean or std is on
+            another scale.
     """
 
     device = torch.device("cpu")
@@ -248,6 +306,11 @@ class OnnxEmbedder:
             raise ImportError("ONNX files need onnxruntime: pip install adaptface[onnx]") from error
         self.path = Path(path)
         self.name = name or self.path.name
+        if not (all(0 <= value <= 1 for value in mean) and all(0 < value <= 1 for value in std)):
+            raise ValueError(
+                f"{self.path}: mean {_numbers(mean)} and std {_numbers(std)} are not on the 0..1 scale; divide what "
+                "is on the 0..255 scale by 255: mean 127.5 becomes 0.5"
+            )
         if not self.path.is_file():
             raise FileNotFoundError(f"no ONNX file at {self.path}")
         options = onnxruntime.SessionOptions()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -14,16 +16,20 @@ from typing import Any
 from adaptface.files import write_text_atomically
 
 RESULTS_FILE = "results.json"
+PARTIAL_RESULTS_FILE = "results.partial.json"  # the rows of a run that has not ended
 _PACKAGES = ("adaptface", "torch", "transformers", "numpy", "scikit-learn", "pillow", "onnxruntime")
 
 
-def write_results(folder: str | Path, results: Sequence[dict[str, Any]], command: Sequence[str]) -> Path:
+def write_results(
+    folder: str | Path, results: Sequence[dict[str, Any]], command: Sequence[str], name: str = RESULTS_FILE
+) -> Path:
     """Write `results.json`, whole or not at all.
 
     Args:
         folder: created if it is not there.
         results: what `evaluate_pairs` returned, one an embedder and benchmark.
         command: the program and its arguments.
+        name: of the file.
     Returns:
         path of the file.
     """
@@ -36,7 +42,7 @@ def write_results(folder: str | Path, results: Sequence[dict[str, Any]], command
         "machine": {"platform": platform.platform(), "processor": _processor(), "cpus": os.cpu_count()},
         "results": list(results),
     }
-    path = folder / RESULTS_FILE
+    path = folder / name
     write_text_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
     return path
 
@@ -58,6 +64,13 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def printable_output() -> None:
+    """Let no print fail: what the console's encoding lacks (paths, `±`) is written as an escape, `\\u4eba`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def results_table(results: Sequence[dict[str, Any]]) -> str:

@@ -3,6 +3,10 @@
 import builtins
 import hashlib
 import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 from transformers import (
     BertConfig,
@@ -20,8 +25,12 @@ from transformers import (
     Dinov2Model,
     ResNetConfig,
     ResNetModel,
+    ViTConfig,
+    ViTModel,
 )
+from typer.testing import CliRunner
 
+from adaptface import cli
 from adaptface.data.pairs import load_pairs
 from adaptface.embedding import (
     BackboneEmbedder,
@@ -29,12 +38,15 @@ from adaptface.embedding import (
     OnnxEmbedder,
     Preprocess,
     SuspectLabelsError,
+    check_model,
     embed_images,
     evaluate_pairs,
 )
 from image_processing_adaptface import AdaptFaceImageProcessor
 from modeling_adaptface import AdaptFaceModel
+from tests.hub_server import HubServer
 
+ROOT = Path(__file__).resolve().parent.parent
 SIDE = 28
 
 
@@ -159,6 +171,119 @@ def test_other_backbones_work_or_say_why_not(tmp_path: Path) -> None:
         embed_images(BackboneEmbedder(resnet, image_size=32, name="resnet"), pictures(2, 32), progress=False)
 
 
+def copied(folder: Path, to: Path, change: Callable[[dict[str, torch.Tensor]], object] = lambda _: None) -> Path:
+    """A copy of a model folder whose tensors were changed."""
+    shutil.copytree(folder, to)
+    tensors = load_file(to / "model.safetensors")
+    change(tensors)
+    save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
+    return to
+
+
+def test_backbone_with_missing_or_mismatched_tensors_is_refused(tiny_backbone_dir: Path, tmp_path: Path) -> None:
+    def drop(tensors: dict[str, torch.Tensor]) -> None:
+        for key in [key for key in tensors if ".layer.2." in key]:
+            del tensors[key]
+
+    half = copied(tiny_backbone_dir, tmp_path / "half", drop)
+    with pytest.raises(ValueError, match=r"half: .*missing .*: encoder\.layer\.2\..* and \d+ more\. Fetch"):
+        BackboneEmbedder.from_pretrained(half, device="cpu")
+    other = copied(tiny_backbone_dir, tmp_path / "other", lambda t: t.update({"layernorm.bias": torch.zeros(7)}))
+    with pytest.raises(ValueError, match=r"other: .*another shape: layernorm\.bias\. Fetch"):
+        BackboneEmbedder.from_pretrained(other, device="cpu")
+    # What the CLS token does not depend on may be missing.
+    no_mask = copied(tiny_backbone_dir, tmp_path / "no_mask", lambda t: t.pop("embeddings.mask_token"))
+    vit = ViTConfig(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=56, patch_size=14
+    )
+    ViTModel(vit, add_pooling_layer=False).save_pretrained(tmp_path / "no_pooler")
+    images = pictures(2, 56)
+    for whole in (no_mask, tmp_path / "no_pooler"):
+        first, again = (
+            embed_images(BackboneEmbedder.from_pretrained(whole, device="cpu"), images, progress=False) for _ in "ab"
+        )
+        assert np.array_equal(first, again)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize(
+    "content", [b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", b"", b"PK\3\4" + bytes(400)]
+)
+def test_unreadable_weights_are_an_error_that_names_the_folder(
+    tiny_backbone_dir: Path, tmp_path: Path, file: str, content: bytes
+) -> None:
+    broken = copied(tiny_backbone_dir, tmp_path / "broken")
+    (broken / "model.safetensors").unlink()
+    (broken / file).write_bytes(content)
+    with pytest.raises(ValueError, match="broken: its weights cannot be read: cut off, or a Git LFS pointer") as error:
+        BackboneEmbedder.from_pretrained(broken, device="cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_truncated_weights_are_an_error_that_names_the_folder(tiny_backbone_dir: Path, tmp_path: Path) -> None:
+    broken = copied(tiny_backbone_dir, tmp_path / "broken")
+    whole = (broken / "model.safetensors").read_bytes()
+    for length in (len(whole) // 2, 500):
+        (broken / "model.safetensors").write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="broken: its weights cannot be read"):
+            BackboneEmbedder.from_pretrained(broken, device="cpu")
+
+
+def test_names_that_are_no_model_say_what_they_are(
+    tiny_backbone_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_backbone_dir, run / "last")
+    monkeypatch.chdir(tmp_path)
+    check_model("run/last")
+    for name in ("run", str(run)):
+        with pytest.raises(FileNotFoundError, match=f"{name} is a run folder; give the model in it: {name}/last$"):
+            check_model(name)
+        done = CliRunner().invoke(cli.app, ["info", name])
+        assert done.exit_code == 1 and "is a run folder" in done.output
+    shutil.copytree(tiny_backbone_dir, run / "best")
+    with pytest.raises(FileNotFoundError, match=r"run/best or run/last$"):
+        check_model("run")
+    (run / "best" / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"run/best is no model folder: it has no config\.json"):
+        check_model("run/best")
+    for name in ("./bset", "run/x/bset", r"run\bset", str(run / "bset")):
+        with pytest.raises(FileNotFoundError) as missing:
+            check_model(name)
+        assert str(missing.value) == f"there is no folder {name}"
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match=r"^run/bset is neither a folder here nor a model of the Hub at revision r1 that"):
+        check_model("run/bset", "r1")
+    done = CliRunner().invoke(cli.app, ["info", "run/bset"])
+    assert done.exit_code == 1 and len(done.output.strip().splitlines()) == 1
+    assert "run/bset is neither a folder here nor a model of the Hub that can be had: " in done.output
+
+
+def test_hub_repositories_with_and_without_a_model(tmp_path: Path) -> None:
+    code = """
+from adaptface.embedding import check_model
+for name, revision in (("user/model", "v1"), ("user/model", None), ("user/nobody", None)):
+    try:
+        check_model(name, revision)
+        print("fine")
+    except OSError as error:
+        print(error)
+"""
+    with HubServer() as hub:
+        hub.tag("user/model", "v1", hub.commit("user/model", {"config.json": b"{}"}))
+        hub.commit("user/model", {"notes.txt": b"no model"})
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=hub.client_env(tmp_path), capture_output=True, text=True
+        )
+    first, second, third = done.stdout.splitlines()
+    assert first == "fine"
+    assert second == (
+        "user/model is neither a folder here nor a model of the Hub that can be had: it has no config.json"
+    )
+    assert third.startswith("user/nobody is neither a folder here nor a model of the Hub that can be had: ")
+
+
 def test_unusable_embeddings_and_images_are_named(tmp_path: Path) -> None:
     class Broken(ChannelMeans):
         def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -231,6 +356,24 @@ def test_onnx_embedder_of_free_and_fixed_batch_size(tmp_path: Path, batch: int |
     assert embedder.describe()["image_size"] == SIDE and embedder.name == "peer.onnx"
     half = OnnxEmbedder(tmp_path / "peer.onnx", mean=(0.5,) * 3, std=(0.5,) * 3)
     assert half.preprocess(Image.new("RGB", (SIDE, SIDE), "white")).unique().tolist() == [1.0]
+    ends = OnnxEmbedder(tmp_path / "peer.onnx", mean=(0, 0, 1), std=(1, 1, 1))
+    assert ends.preprocess(Image.new("RGB", (SIDE, SIDE), "white"))[:, 0, 0].tolist() == [1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ((127.5,) * 3, (128,) * 3),
+        ((0.5,) * 3, (0.5, 128, 0.5)),
+        ((0.5, 0.5, 1.01), (0.5,) * 3),
+        ((-0.1, 0.5, 0.5), (0.5,) * 3),
+        ((0.5,) * 3, (0.5, 0, 0.5)),
+        ((math.nan,) * 3, (0.5,) * 3),
+    ],
+)
+def test_onnx_mean_and_std_of_another_scale_are_refused(tmp_path: Path, mean: tuple, std: tuple) -> None:
+    with pytest.raises(ValueError, match=r"peer\.onnx: mean .* are not on the 0\.\.1 scale; .* by 255: mean 127\.5"):
+        OnnxEmbedder(save_onnx(tmp_path / "peer.onnx"), mean=mean, std=std)
 
 
 def test_onnx_files_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,10 @@
 """The evaluation script end to end on a tiny backbone, its table and its results file."""
 
+import io
 import json
+import os
+import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -69,6 +73,7 @@ def test_options_reach_the_embedders(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr(eval_benchmarks.ModelEmbedder, "from_pretrained", spy("model"))
     monkeypatch.setattr(eval_benchmarks.BackboneEmbedder, "from_pretrained", spy("zero_shot"))
     monkeypatch.setattr(eval_benchmarks, "OnnxEmbedder", spy("onnx"))
+    monkeypatch.setattr(eval_benchmarks, "check_model", spy("check"))
     words = ["--benchmark", "x.csv", "--device", "cpu", "--model", "me/one", "--model", "me/two", "--revision", "r1"]
     words += ["--zero_shot", "it/base", "--zero_shot_size", "98", "--zero_shot_revision", "r2", "--onnx", "a.onnx"]
     words += [
@@ -90,6 +95,7 @@ def test_options_reach_the_embedders(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         load()
     cpu = torch.device("cpu")
     assert calls == {
+        "check": [("me/one", "r1"), ("me/two", "r1"), ("it/base", "r2")],
         "model": [("me/one", "r1", cpu), ("me/two", "r1", cpu)],
         "zero_shot": [("it/base", "r2", 98, cpu)],
         "onnx": [
@@ -99,6 +105,70 @@ def test_options_reach_the_embedders(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     }
     with pytest.raises(SystemExit):
         eval_benchmarks.parse_arguments([*words, "--onnx_mean", "0", "0", "1"])
+
+
+@pytest.fixture
+def run_script(benchmark_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs the file as a program, in this process."""
+
+    def run(output_dir: Path, *backbones: Path) -> None:
+        words = [word for folder in backbones for word in ("--zero_shot", str(folder))]
+        words += ["--benchmark", str(benchmark_path), "--device", "cpu", "--output_dir", str(output_dir)]
+        monkeypatch.setattr(sys, "argv", ["eval_benchmarks.py", *words])
+        runpy.run_path(str(ROOT / "eval_benchmarks.py"), run_name="__main__")
+
+    return run
+
+
+def test_a_failed_run_leaves_earlier_results_and_keeps_its_finished_rows(
+    tiny_backbone_dir: Path, run_script: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_backbone_dir, broken)
+    (broken / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    out = tmp_path / "out"
+    file, partial = out / "results.json", out / "results.partial.json"
+
+    with pytest.raises(SystemExit) as stop:
+        run_script(out, broken)
+    assert str(stop.value).startswith("error: ") and "\n" not in str(stop.value) and not list(out.iterdir())
+    run_script(out, tiny_backbone_dir)
+    printed = capsys.readouterr().out
+    assert printed.endswith(f"written to {file}\n") and list(out.iterdir()) == [file]
+    before = file.read_bytes()
+
+    with pytest.raises(SystemExit) as stop:
+        run_script(out, tiny_backbone_dir, broken)
+    assert str(stop.value).splitlines() == [
+        str(stop.value).splitlines()[0],
+        f"finished rows of this run, 1, are kept in {partial}",
+        f"{file} is the one of an earlier run, as it was",
+    ]
+    assert file.read_bytes() == before
+    rows = json.loads(partial.read_text(encoding="utf-8"))["results"]
+    assert [row["embedder"]["name"] for row in rows] == [str(tiny_backbone_dir)]
+
+    capsys.readouterr()
+    run_script(out, tiny_backbone_dir, tiny_backbone_dir)
+    printed = capsys.readouterr()
+    assert f"{partial} holds rows of a run that did not end; this run replaces it" in printed.err
+    assert printed.out.endswith(f"written to {file}, in place of an earlier one\n")
+    assert list(out.iterdir()) == [file] and len(json.loads(file.read_text(encoding="utf-8"))["results"]) == 2
+
+
+def test_paths_that_the_console_cannot_show_do_not_end_an_evaluation(
+    tiny_backbone_dir: Path, run_script: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(console, encoding="cp1252", write_through=True))
+    run_script(tmp_path / "人", tiny_backbone_dir)
+    assert b"\\u4eba" in console.getvalue() and b" \xb1 " in console.getvalue()
+
+    code = "from adaptface.report import printable_output; {}; print('人 ±')"
+    legacy = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    for call, ok in (("printable_output()", True), ("0", False)):
+        done = subprocess.run([sys.executable, "-c", code.format(call)], cwd=ROOT, env=legacy, capture_output=True)
+        assert (done.returncode == 0, done.stdout.strip() == b"\\u4eba \xb1") == (ok, ok), done.stderr
 
 
 def test_table_shows_only_supported_rates_domains_and_warnings() -> None:
@@ -132,6 +202,12 @@ def test_results_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
         (["--zero_shot", "x", "--num_workers", "-1"], "whole number of at least 0"),
         (["--zero_shot", "x", "--device", "quantum"], "cannot use 'quantum'"),
         (["--zero_shot", "x", "--output_dir", "FILE"], "is a file"),
+        (["--zero_shot", "x", "--revision", "r"], "--revision without --model, which it is about"),
+        (["--model", "x", "--zero_shot_revision", "r"], "--zero_shot_revision without --zero_shot"),
+        (["--model", "x", "--zero_shot_size", "98"], "--zero_shot_size without --zero_shot"),
+        (["--model", "x", "--onnx_size", "112"], "--onnx_size without --onnx"),
+        (["--model", "x", "--onnx_mean", "0", "0", "0"], "--onnx_mean without --onnx"),
+        (["--model", "x", "--onnx_std", "1", "1", "1"], "--onnx_std without --onnx"),
     ],
 )
 def test_bad_arguments_are_refused(
@@ -154,7 +230,7 @@ def test_bad_inputs_stop_before_any_model_is_loaded(
     good, output = ["--benchmark", str(benchmark_path)], ["--output_dir", str(tmp_path / "out")]
     with pytest.raises(FileNotFoundError, match="no pair list at"):
         eval_benchmarks.main(["--zero_shot", "x", *good, "--benchmark", str(tmp_path / "none.csv"), *output])
-    with pytest.raises(FileNotFoundError, match="is not a model folder"):
+    with pytest.raises(FileNotFoundError, match="is no model folder"):
         eval_benchmarks.main(["--zero_shot", "x", "--model", str(tmp_path), *good, *output])
     with pytest.raises(FileNotFoundError, match="no ONNX file"):
         eval_benchmarks.main(["--zero_shot", "x", "--onnx", str(tmp_path / "none.onnx"), *good, *output])

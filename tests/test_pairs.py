@@ -70,6 +70,32 @@ def test_byte_order_mark_quotes_blank_lines_and_other_spellings(tmp_path: Path) 
     assert len(load_pairs(path).images) == 20
 
 
+def test_paths_written_on_windows(tmp_path: Path) -> None:
+    (tmp_path / "dev").mkdir()
+    write_faces(tmp_path / "dev" / "a")
+    rows = [f"a\\{a},.\\a\\{b},{same}" for a, b, same in ROWS]
+    (tmp_path / "dev.txt").write_text("\n".join(row.replace(",", " ") for row in rows), encoding="utf-8")
+    for path in (write_csv(tmp_path / "dev.csv", rows=rows), tmp_path / "dev.txt"):
+        pairs = load_pairs(path)
+        assert len(pairs.images) == 20, "both spellings of a name are one image"
+        assert Path(pairs.images.where(pairs.index_b[3])) == tmp_path / "dev" / "a" / ROWS[3][1]
+
+
+def test_default_image_folder_is_the_one_that_holds_the_first_image(tmp_path: Path) -> None:
+    write_faces(tmp_path / "faces")
+    path = write_csv(tmp_path / "faces_pairs.csv", rows=[f"faces/{a},faces/{b},{same}" for a, b, same in ROWS])
+    assert Path(load_pairs(path).images.where(0)) == tmp_path / "faces" / "00.png", "relative to the list's own folder"
+    assert Path(load_pairs(write_csv(path)).images.where(0)) == tmp_path / "faces" / "00.png", "to the one beside it"
+
+    write_csv(path, rows=[f"no/{a},no/{b},{same}" for a, b, same in ROWS])
+    with pytest.raises(FileNotFoundError, match="20 of 20 images are missing") as error:
+        load_pairs(path)
+    assert f"looked for in {tmp_path / 'faces'} and in {tmp_path})" in str(error.value)
+    (tmp_path / "faces").rename(tmp_path / "no")
+    assert Path(load_pairs(path).images.where(0)) == tmp_path / "no" / "00.png", "without a folder beside the list"
+    assert len(load_pairs(write_csv(tmp_path / "no" / "_pairs.csv"))) == 40, "a list called only _pairs"
+
+
 def test_synthetic_sets_say_so(tmp_path: Path) -> None:
     write_faces(tmp_path / "dev")
     path = write_csv(tmp_path / "dev.csv")
@@ -195,6 +221,16 @@ WRITERS: dict[str, Callable[[], bytes]] = {
     "writable arrays 5": lambda: pickle.dumps(([array.copy() for array in ARRAYS], LABELS), 5),
     "old numpy": lambda: old_numpy(pickle.dumps((ARRAYS, LABELS), 3)),
     "tuples of numbers": lambda: pickle.dumps((tuple(IMAGES), tuple(map(int, LABELS)))),
+    **{
+        f"labels {name} {p}": lambda labels=labels, p=p: pickle.dumps((IMAGES, labels), p)
+        for p in (2, 4, 5)
+        for name, labels in {
+            "of numpy": [np.bool_(label) for label in LABELS],
+            "of numpy, with others": [np.bool_(LABELS[0]), LABELS[1], *map(np.int64, LABELS[2:])],
+            **{f"array {kind}": np.array(LABELS, kind) for kind in ("?", "i1", "u1", "<i8", ">i8")},
+        }.items()
+    },
+    "labels of old numpy": lambda: old_numpy(pickle.dumps((ARRAYS, [np.bool_(label) for label in LABELS]), 2)),
 }
 
 
@@ -227,6 +263,9 @@ def hostile_files(tmp_path: Path) -> dict[str, tuple[bytes, str]]:
     shared = b"\x80\x04" + b"X" + struct.pack("<I", len(text)) + text.encode() + b"\x94"
     copies = b"c_codecs\nencode\nh\x00X\x06\x00\x00\x00latin1\x86R" * 50
     laughs = b"\x80\x04)" + b"2\x86" * 3  # DUP is none of the format's opcodes
+    arrays = {kind: np.array(LABELS, kind) for kind in ("?", "i2", "f8", "O")}
+    scalar = pickle.dumps((IMAGES, [np.bool_(True)] * 20), 2)
+    scalars = b"(" + b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\nU\x02b1\x85RU\x01\x01\x86R0" * 3000 + b"Nt."
     return {
         "empty": (b"", "is empty"),
         "truncated": (whole[: len(whole) // 2], f"offset .* of {len(whole) // 2}"),
@@ -255,7 +294,35 @@ def hostile_files(tmp_path: Path) -> dict[str, tuple[bytes, str]]:
         "no image": (pickle.dumps(([*IMAGES[:-1], b""], LABELS)), "image 39 of pair 19 is empty"),
         "text image": (pickle.dumps(([*IMAGES[:-1], "x"], LABELS)), "image 39 of pair 19 is a str"),
         "decoded": (pickle.dumps(([pixels] * 40, LABELS), 4), "channel order is unknown"),
-        "floats": (pickle.dumps(([np.zeros(3)] * 40, LABELS), 4), "calls something other than what uint8"),
+        "floats": (pickle.dumps(([np.zeros(3)] * 40, LABELS), 4), "calls something other than what arrays"),
+        "bool images": (pickle.dumps(([arrays["?"]] * 40, LABELS), 2), "image 0 of pair 0 is an array of bool"),
+        "number image": (pickle.dumps(([np.bool_(True)] * 40, LABELS), 2), "image 0 of pair 0 is a int"),
+        "array label": (pickle.dumps((IMAGES, [arrays["?"]] * 20), 5), "label 0 is an array of bool, not true"),
+        "label table": (pickle.dumps((IMAGES, arrays["?"][None]), 4), "an array of bool whose shape does not fit"),
+        "label outside": (pickle.dumps((IMAGES, np.full(20, -1)), 4), "label 0 is a int, not true or false"),
+        "bool of 2": (pickle.dumps((IMAGES, np.full(20, 2, "u1").view("?")), 4), "label 0 is a int, not true or false"),
+        "scalar of 2": (scalar.replace(b"X\x01\x00\x00\x00\x01", b"X\x01\x00\x00\x00\x02"), "label 0 is a int"),
+        "long scalar": (
+            scalar.replace(b"X\x01\x00\x00\x00\x01", b"X\x02\x00\x00\x00\x01\x01"),
+            "array of bool whose shape does not fit its 2 bytes",
+        ),
+        "label count": (pickle.dumps((IMAGES, arrays["?"][:-1]), 5), "40 images for 19 labels"),
+        "no labels": (pickle.dumps(([], arrays["?"][:0]), 5), "0 images for 0 labels"),
+        "unbuilt labels": (
+            b"\x80\x02]cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R\x86.",
+            "0 images for 0 labels",
+        ),
+        **{
+            f"labels {kind} {p}": (pickle.dumps((IMAGES, arrays[kind]), p), "calls something other than what arrays")
+            for kind in ("i2", "f8", "O")
+            for p in (2, 4)
+        },
+        "float label": (pickle.dumps((IMAGES, [np.float64(1)] * 20), 4), "calls something other than what arrays"),
+        "array length": (
+            old_numpy(pickle.dumps((IMAGES, arrays["?"]), 2)).replace(b"K\x14\x85", b"K\x7f\x85"),
+            "not fit",
+        ),
+        "scalar bomb": (b"\x80\x02" + scalars.replace(b"R0", b"R"), "is not a pickled pair"),
         "one class": (pickle.dumps((IMAGES, [True] * 20)), "all 20 pairs are genuine"),
     }
 

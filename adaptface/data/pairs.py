@@ -2,7 +2,7 @@
 
 Whatever the format, a list becomes a [`PairSet`]: each distinct image once, opened when it is asked for, and two
 index arrays. A `.bin` is a pickle from a stranger. It is never unpickled: `_read_pickle` interprets the few opcodes
-the format uses, on bytes, numbers, lists and tuples, and can neither import nor call anything.
+the format uses, on bytes, numbers, lists, tuples and flat arrays, and can neither import nor call anything.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def load_pairs(path: str | Path, images: str | Path | None = None) -> PairSet:
             `.txt`: lines `image_a image_b 1|0`, without a header.
             `.bin`: insightface's pickled `(images, labels)`.
         images: folder that the image paths of a `.csv` or `.txt` are relative to. Default: the folder beside the list
-            that is called like it without `_pairs`, else the list's own folder.
+            that is called like it without `_pairs`, or the list's own folder: where the first image is.
     Returns:
         [`PairSet`]. Without a fold column the folds are ten equal contiguous blocks.
     Raises:
@@ -129,12 +129,12 @@ def load_pairs(path: str | Path, images: str | Path | None = None) -> PairSet:
         return _load_bin(path)
     if suffix not in (".csv", ".txt"):
         raise ValueError(f"{path}: unknown pair list suffix {suffix!r}; use .csv, .txt or .bin")
-    return _load_list(path, Path(images) if images is not None else _default_folder(path))
+    return _load_list(path, [Path(images)] if images is not None else _default_folders(path))
 
 
-def _default_folder(path: Path) -> Path:
-    beside = path.with_name(path.stem.removesuffix("_pairs"))
-    return beside if beside.is_dir() else path.parent
+def _default_folders(path: Path) -> list[Path]:
+    beside = path.parent / path.stem.removesuffix("_pairs")
+    return [beside, path.parent] if beside.is_dir() else [path.parent]
 
 
 def _pair_set(
@@ -198,7 +198,8 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str | None] | str]]:
             yield reader.line_num, row if fits else f"not {len(header)} fields as in the header"
 
 
-def _load_list(path: Path, folder: Path) -> PairSet:
+def _load_list(path: Path, folders: list[Path]) -> PairSet:
+    """Read a `.csv` or `.txt`; its images are in that one of `folders` which holds the first of them."""
     columns, malformed = _Columns(), []
     try:
         for line, row in _rows(path):
@@ -216,11 +217,14 @@ def _load_list(path: Path, folder: Path) -> PairSet:
 
     index: dict[Path, int] = {}  # distinct images in order of appearance
     indices = [[index.setdefault(Path(name), len(index)) for name in pair] for pair in columns.names]
+    first = next(iter(index))
+    folder = next((place for place in folders if (place / first).is_file()), folders[0])
     files = [folder / name for name in index]
     if missing := [str(file) for file in files if not file.is_file()]:
+        tried = f" (the first image was looked for in {' and in '.join(map(str, folders))})" if len(folders) > 1 else ""
         raise FileNotFoundError(
             f"{path}: {len(missing)} of {len(files)} images are missing; "
-            f"is {folder} the image folder?{_problems(missing)}"
+            f"is {folder} the image folder?{tried}{_problems(missing)}"
         )
     return _pair_set(
         path,
@@ -249,7 +253,8 @@ def _add_row(columns: _Columns, row: dict[str, str | None]) -> str | None:
         if not values["domain"]:
             return "domain is empty"
         columns.domains.append(values["domain"])
-    columns.names.append((values["image_a"], values["image_b"]))
+    image_a, image_b = (values[key].replace("\\", "/") for key in ("image_a", "image_b"))  # written on Windows
+    columns.names.append((image_a, image_b))
     columns.same.append(same)
     return None
 
@@ -260,10 +265,13 @@ def _load_bin(path: Path) -> PairSet:
     if not (isinstance(content, (tuple, list)) and len(content) == 2):
         raise ValueError(f"{path}: is not a pickled pair (images, labels)")
     images, labels = content
-    if not (isinstance(images, (tuple, list)) and isinstance(labels, (tuple, list))):
+    if not (isinstance(images, (tuple, list)) and isinstance(labels, (tuple, list, _Array))):
         raise ValueError(f"{path}: images and labels must be lists, not {_kind(images)} and {_kind(labels)}")
-    if not labels or len(images) != 2 * len(labels):
+    if isinstance(labels, _Array):
+        labels = labels.values()
+    if len(labels) == 0 or len(images) != 2 * len(labels):
         raise ValueError(f"{path}: {len(images)} images for {len(labels)} labels; there must be two images a label")
+    labels = labels.tolist() if isinstance(labels, np.ndarray) else labels
     for number, label in enumerate(labels):
         if not isinstance(label, int) or label not in (0, 1):
             raise ValueError(f"{path}: label {number} is {_kind(label)}, not true or false")
@@ -273,7 +281,7 @@ def _load_bin(path: Path) -> PairSet:
     names: list[str] = []
     indices = []
     for number, image in enumerate(images):
-        content = image.data if isinstance(image, _Array) else image
+        content = image.data if isinstance(image, _Array) and image.dtype == np.uint8 else image
         if not isinstance(content, bytes) or not content:
             raise ValueError(f"{path}: image {number} of pair {number // 2} is {_kind(image)}, not an encoded image")
         digest = hashlib.sha256(content).digest()
@@ -295,19 +303,27 @@ def _load_bin(path: Path) -> PairSet:
 def _kind(value: Any) -> str:
     """What a value of a pickle is, for messages; never its content, which may be hostile."""
     if isinstance(value, _Array):
-        return "an empty array"
+        return f"an array of {value.dtype}" if value.data else "an empty array"
     return "empty" if value == b"" else f"a {type(value).__name__}"
 
 
+@dataclass(slots=True)
 class _Dtype:
-    """Stands for numpy's uint8, the only dtype admitted."""
+    """Stands for a dtype; the pickle makes it first and sets its byte order afterwards."""
+
+    numpy: np.dtype
 
 
-@dataclass
+@dataclass(slots=True)
 class _Array:
-    """Stands for a one-dimensional uint8 array: its bytes, None until they are known."""
+    """Stands for a one-dimensional array: its bytes and what they are, None until they are known."""
 
     data: bytes | None = None
+    dtype: np.dtype | None = None
+
+    def values(self) -> np.ndarray:
+        """Its numbers; of booleans the byte that stands for each, so that a 2 is seen."""
+        return np.frombuffer(self.data or b"", "u1" if self.dtype == bool else self.dtype)
 
 
 @dataclass(frozen=True)
@@ -320,6 +336,14 @@ class _Global:
 _GLOBALS = {"_codecs.encode": "encode", "numpy.ndarray": "ndarray", "numpy.dtype": "dtype"}
 for _core in ("numpy.core", "numpy._core"):  # up to numpy 1 and from numpy 2 on
     _GLOBALS |= {f"{_core}.multiarray._reconstruct": "reconstruct", f"{_core}.numeric._frombuffer": "frombuffer"}
+    _GLOBALS[f"{_core}.multiarray.scalar"] = "scalar"
+
+_DTYPES: dict[str | bytes, np.dtype] = {"?": np.dtype("?")}  # admitted; Python 2 wrote their names as bytes
+for _dtype in map(np.dtype, ("u1", "b1", "i1", "i8")):
+    for _name in (_dtype.str[1:], _dtype.str, _dtype.name):
+        _DTYPES |= {_name: _dtype, _name.encode(): _dtype}
+_ADMITTED = "uint8, bool, int8 and int64"
+_BYTE_ORDERS: dict[str | bytes, str] = {"|": "|", "<": "<", ">": ">", b"|": "|", b"<": "<", b">": ">"}
 
 _VALUES = {  # opcodes that push their argument
     "INT", "BININT", "BININT1", "BININT2", "LONG1",
@@ -335,7 +359,7 @@ _MAX_OPCODES = 5_000_000  # far beyond any benchmark; bounds what a file of one-
 
 
 def _read_pickle(path: Path) -> Any:
-    """Interpret a pickle made of bytes, uint8 arrays, text, booleans, whole numbers, lists and tuples.
+    """Interpret a pickle made of bytes, text, booleans, whole numbers, numpy's too, flat arrays, lists and tuples.
 
     `pickletools.genops` splits the file into opcodes, each argument checked against the bytes that are left. Memory is
     bounded by the file's size: nothing is sized by a number in the file, and the memo is a dict.
@@ -365,7 +389,7 @@ def _read_pickle(path: Path) -> Any:
 
 
 class _PickleMachine:
-    """A pickle interpreter that knows data and three harmless calls: latin-1 text to bytes, uint8, uint8 array.
+    """A pickle interpreter that knows data and the harmless calls: latin-1 text to bytes, a dtype, array or scalar.
 
     Args:
         budget: number of bytes that text may turn into. A call of a few bytes could otherwise copy the same long text
@@ -440,29 +464,31 @@ class _PickleMachine:
                 if self.budget < 0:
                     raise ValueError("text turns into more bytes than the file holds")
                 return text.encode("latin-1")
-            case _Global("dtype"), ("u1" | "uint8" | "|u1" | b"u1" | b"uint8" | b"|u1", *_):
-                return _Dtype()
+            case _Global("dtype"), (str() | bytes() as name, *_) if name in _DTYPES:
+                return _Dtype(_DTYPES[name])
             case _Global("reconstruct"), (_Global("ndarray"), *_):
                 return _Array()
-            case _Global("frombuffer"), (bytes() as data, _Dtype(), shape, *_):
-                return self._filled(_Array(), data, shape)
-        raise ValueError("calls something other than what uint8 arrays need")
+            case _Global("frombuffer"), (bytes() as data, _Dtype(numpy=dtype), shape, *_):
+                return self._filled(_Array(), data, dtype, shape)
+            case _Global("scalar"), (_Dtype(numpy=dtype), bytes() as data):
+                return self._filled(_Array(), data, dtype, (1,)).values().item()
+        raise ValueError(f"calls something other than what arrays and numbers of {_ADMITTED} need")
 
     def _build(self, target: Any, state: Any) -> None:
         match target, state:
-            case _Dtype(), tuple():
-                return
-            case _Array(data=None), (_, shape, _Dtype(), _, bytes() as data):
-                self._filled(target, data, shape)
+            case _Dtype(), (int(), str() | bytes() as order, *_) if order in _BYTE_ORDERS:
+                target.numpy = target.numpy.newbyteorder(cast(Any, _BYTE_ORDERS[order]))
+            case _Array(data=None), (_, shape, _Dtype(numpy=dtype), _, bytes() as data):
+                self._filled(target, data, dtype, shape)
             case _:
-                raise ValueError("sets the state of something other than a uint8 array")
+                raise ValueError(f"sets the state of something other than an array of {_ADMITTED}")
 
     @staticmethod
-    def _filled(array: _Array, data: bytes, shape: Any) -> _Array:
+    def _filled(array: _Array, data: bytes, dtype: np.dtype, shape: Any) -> _Array:
         match shape:
-            case (int() as length,) if length == len(data):
-                array.data = data
+            case (int() as length,) if length * dtype.itemsize == len(data):
+                array.data, array.dtype = data, dtype
                 return array
             case (int(), int(), int()):
                 raise ValueError("holds decoded images, whose channel order is unknown; store encoded ones (JPEG, PNG)")
-        raise ValueError(f"a uint8 array whose shape does not fit its {len(data)} bytes")
+        raise ValueError(f"an array of {dtype} whose shape does not fit its {len(data)} bytes")
