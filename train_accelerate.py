@@ -81,6 +81,7 @@ from adaptface.losses import (
     router_z_loss,
 )
 from adaptface.memory import peak_memory
+from adaptface.report import printable_output
 from adaptface.schedule import EpochBatches, learning_rate
 from adaptface.settings import (
     SYNTHETIC,
@@ -783,4 +784,5 @@ def dry_run(job: Job) -> None:
 
 
 if __name__ == "__main__":
+    printable_output()
     main()

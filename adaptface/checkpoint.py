@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from adaptface.files import partial_path, sha256, sync_folder, write_text
-from adaptface.report import RESULTS_FILE
+from adaptface.report import PARTIAL_RESULTS_FILE, RESULTS_FILE
 from configuration_adaptface import AdaptFaceConfig
 
 MANIFEST = "manifest.json"
@@ -235,7 +235,7 @@ def remove_run(run_folder: Path) -> None:
     for name in ("log.jsonl", SETTINGS):
         (run_folder / name).unlink(missing_ok=True)
     results, release = run_folder / "results", run_folder / "release"
-    if _files(results) == {RESULTS_FILE} and not results.is_symlink():
+    if _files(results) <= {RESULTS_FILE, PARTIAL_RESULTS_FILE} and not results.is_symlink():
         _remove(results)
     if release.is_dir() and not release.is_symlink() and not strangers_in_release(release):
         _remove(release)

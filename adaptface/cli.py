@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from adaptface.report import printable_output
+
 app = typer.Typer(help="AdaptFace: domain-aware LoRA face embeddings on a frozen DINOv2.", no_args_is_help=True)
 
 
@@ -74,6 +76,7 @@ def convert(
 
 def main() -> None:
     """Entry point of the `adaptface` command."""
+    printable_output()
     app()
 
 

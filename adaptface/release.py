@@ -33,6 +33,7 @@ from safetensors import safe_open
 
 from adaptface.card import TEMPLATE, build_card, is_local, is_of
 from adaptface.checkpoint import RELEASE_FILES, strangers_in_release
+from adaptface.report import printable_output
 from image_processing_adaptface import AdaptFaceImageProcessor
 from modeling_adaptface import AdaptFaceModel, weights_sha256
 
@@ -425,4 +426,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    printable_output()
     sys.exit(main())

@@ -227,7 +227,7 @@ WRITERS: dict[str, Callable[[], bytes]] = {
         for name, labels in {
             "of numpy": [np.bool_(label) for label in LABELS],
             "of numpy, with others": [np.bool_(LABELS[0]), LABELS[1], *map(np.int64, LABELS[2:])],
-            **{f"array {kind}": np.array(LABELS, kind) for kind in ("?", "i1", "u1", "<i8", ">i8")},
+            **{f"array {kind}": np.array(LABELS, kind) for kind in ("?", "i1", "u1", "<i4", "<i8", ">i8")},
         }.items()
     },
     "labels of old numpy": lambda: old_numpy(pickle.dumps((ARRAYS, [np.bool_(label) for label in LABELS]), 2)),

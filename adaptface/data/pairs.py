@@ -339,10 +339,10 @@ for _core in ("numpy.core", "numpy._core"):  # up to numpy 1 and from numpy 2 on
     _GLOBALS[f"{_core}.multiarray.scalar"] = "scalar"
 
 _DTYPES: dict[str | bytes, np.dtype] = {"?": np.dtype("?")}  # admitted; Python 2 wrote their names as bytes
-for _dtype in map(np.dtype, ("u1", "b1", "i1", "i8")):
+for _dtype in map(np.dtype, ("u1", "b1", "i1", "i4", "i8")):
     for _name in (_dtype.str[1:], _dtype.str, _dtype.name):
         _DTYPES |= {_name: _dtype, _name.encode(): _dtype}
-_ADMITTED = "uint8, bool, int8 and int64"
+_ADMITTED = "uint8, bool, int8, int32 and int64"
 _BYTE_ORDERS: dict[str | bytes, str] = {"|": "|", "<": "<", ">": ">", b"|": "|", b"<": "<", b">": ">"}
 
 _VALUES = {  # opcodes that push their argument
