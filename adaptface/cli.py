@@ -1,6 +1,7 @@
 """The `adaptface` command."""
 
 import json
+import os
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -72,6 +73,33 @@ def convert(
     else:
         counts = ", ".join(f"{found[name]:,} {name}" for name in ("images", "identities", "bytes"))
         typer.echo(f"{destination}: {counts}; read back and equal to the source, checksum {found['checksum'][:16]}")
+
+
+@app.command()
+def inspect(
+    source: Annotated[str, typer.Argument(help="Image folder, .rec, list, parquet, Hub data set.")],
+    metadata: Annotated[Path | None, typer.Option(help="CSV of an image folder: file[,identity][,domain].")] = None,
+    split: Annotated[str, typer.Option(help="Split of a data set.")] = "train",
+    benchmark: Annotated[list[Path] | None, typer.Option(help="Pair list that must share no image.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Also draw it: a .png, .pdf or .svg file.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that decode.", min=0)] = os.cpu_count() or 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Count images, identities, sizes and modes of training faces; find broken files, duplicates and overlaps."""
+    from adaptface.data.inspection import as_text, draw, inspect_faces
+    from adaptface.data.pairs import load_pairs
+    from adaptface.data.sources import open_source
+
+    try:
+        faces = open_source(source, metadata=metadata, split=split, domains=None)
+        benchmarks = {path.name: load_pairs(path).images for path in benchmark or ()}
+        report = inspect_faces(faces, benchmarks, workers, progress=not as_json)
+        if picture is not None:
+            draw(report, faces, picture)
+    except (OSError, ValueError) as error:
+        typer.echo(f"adaptface inspect: {error}", err=True)
+        raise typer.Exit(1) from error
+    typer.echo(json.dumps(report, indent=2) if as_json else as_text(report))
 
 
 def main() -> None:

@@ -1,15 +1,30 @@
 """The one way a data source opens a picture: the shipped processor's, so that training and serving see the same."""
 
+import io
 from functools import cache
 
 from PIL import Image
 
-from image_processing_adaptface import AdaptFaceImageProcessor, ImageLike
+from image_processing_adaptface import FORMATS, AdaptFaceImageProcessor, ImageLike
 
 
 def load_image(image: ImageLike, name: str) -> Image.Image:
     """Upright RGB image of a path or of encoded bytes; errors call it `name`. See `AdaptFaceImageProcessor.load`."""
     return _processor().load(image, name=name)
+
+
+def picture_format(content: bytes, name: str) -> tuple[str, str]:
+    """PIL's names of an image file's format and mode, from its header.
+
+    Raises:
+        ValueError: it is no image file; calls it `name`.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return image.format or "", image.mode
+    except Exception:  # the processor knows better how to say why
+        load_image(content, name)
+        raise
 
 
 @cache

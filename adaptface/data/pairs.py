@@ -45,6 +45,11 @@ class PairImages:
     def __getitem__(self, index: int) -> Image.Image:
         return load_image(self.items[index], self.where(index))
 
+    def encoded(self, index: int) -> bytes:
+        """The image file as it is, not decoded."""
+        item = self.items[index]
+        return item.read_bytes() if isinstance(item, Path) else item
+
     def where(self, index: int) -> str:
         """Name of an image for messages: its path, or its place in the `.bin` file."""
         return self.names[index]
