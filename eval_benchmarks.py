@@ -27,7 +27,8 @@ from typing import Any
 
 import torch
 
-from adaptface.data.pairs import PairSet, load_pairs
+from adaptface.data.benchmarks import load_pairs
+from adaptface.data.pairs import PairSet
 from adaptface.embedding import (
     IMAGENET_MEAN,
     IMAGENET_STD,

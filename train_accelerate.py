@@ -68,7 +68,8 @@ from adaptface.checkpoint import (
 )
 from adaptface.data.augmentation import TrainingFaces, build_augmentation
 from adaptface.data.base import FaceSource
-from adaptface.data.pairs import PairSet, load_pairs
+from adaptface.data.benchmarks import load_pairs
+from adaptface.data.pairs import PairSet
 from adaptface.data.sources import open_source
 from adaptface.data.synthetic import write_synthetic
 from adaptface.embedding import ModelEmbedder, embed_images, evaluate_pairs

@@ -86,8 +86,8 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Count images, identities, sizes and modes of training faces; find broken files, duplicates and overlaps."""
+    from adaptface.data.benchmarks import load_pairs
     from adaptface.data.inspection import as_text, draw, inspect_faces
-    from adaptface.data.pairs import load_pairs
     from adaptface.data.sources import open_source
 
     try:

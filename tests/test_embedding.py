@@ -31,7 +31,7 @@ from transformers import (
 from typer.testing import CliRunner
 
 from adaptface import cli
-from adaptface.data.pairs import load_pairs
+from adaptface.data.benchmarks import load_pairs
 from adaptface.embedding import (
     BackboneEmbedder,
     ModelEmbedder,

@@ -10,8 +10,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from adaptface.cli import app
+from adaptface.data.benchmarks import load_pairs
 from adaptface.data.inspection import SIGNS, as_text, difference_hash, draw, duplicate_groups, inspect_faces, look
-from adaptface.data.pairs import load_pairs
 from adaptface.data.sources import open_source
 
 

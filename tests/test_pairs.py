@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adaptface.data.pairs import load_pairs
+from adaptface.data.benchmarks import load_pairs
 
 
 def encoded(number: int, kind: str = "PNG") -> bytes:
