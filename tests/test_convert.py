@@ -52,6 +52,7 @@ def held(source: FaceSource) -> Counter:
     )
 
 
+@pytest.mark.slow
 def test_around_all_formats(folder: Path, tmp_path: Path) -> None:
     start = open_source(folder)
     found = convert(folder, tmp_path / "parquet", "parquet", progress=False)

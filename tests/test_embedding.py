@@ -111,6 +111,7 @@ def test_model_embedder_uses_raw_features_and_restores_training_mode(tiny_model:
     assert np.allclose(embeddings, F.normalize(features, dim=1).numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_model_embedder_loads_what_save_pretrained_wrote(tiny_model: AdaptFaceModel, tmp_path: Path) -> None:
     AdaptFaceImageProcessor(size=56).save_pretrained(tmp_path / "release")
     tiny_model.save_pretrained(tmp_path / "release")
@@ -260,6 +261,7 @@ def test_names_that_are_no_model_say_what_they_are(
     assert "run/bset is neither a folder here nor a model of the Hub that can be had: " in done.output
 
 
+@pytest.mark.slow
 def test_hub_repositories_with_and_without_a_model(tmp_path: Path) -> None:
     code = """
 from adaptface.embedding import check_model

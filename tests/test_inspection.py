@@ -57,7 +57,7 @@ def names(images: list[str]) -> list[str]:
     return ["/".join(Path(image).parts[-2:]) for image in images]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_finds_what_is_there(folder: Path, workers: int) -> None:
     report = inspect_faces(open_source(folder), workers=workers)
     assert (report["images"], report["identities"]) == (11, 3)
