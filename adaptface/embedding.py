@@ -27,7 +27,7 @@ from transformers.utils import cached_file
 from adaptface.data.pairs import PairSet
 from adaptface.metrics import MIN_FALSE_ACCEPTS, THRESHOLDS, group_scores, pair_distances, verification_report
 from image_processing_adaptface import AdaptFaceImageProcessor
-from modeling_adaptface import weights_sha256
+from modeling_adaptface import _listed, weights_sha256
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -238,10 +238,9 @@ class BackboneEmbedder:
         lacking = {key for key in info["missing_keys"] if _UNUSED_TENSORS.isdisjoint(key.split("."))}
         lacking |= {key for key, *_ in info["mismatched_keys"]}
         if lacking:
-            listed = ", ".join(sorted(lacking)[:8]) + (f" and {len(lacking) - 8} more" if len(lacking) > 8 else "")
             raise ValueError(
-                f"{name}: its weights do not fit its config.json; missing or of another shape: {listed}. Fetch the "
-                "model again"
+                f"{name}: its weights do not fit its config.json; missing or of another shape: {_listed(lacking)}. "
+                "Fetch the model again"
             )
         try:
             digest = weights_sha256(name, revision, {})

@@ -15,6 +15,7 @@ from adaptface.data.images import load_image
 DEFAULT_DOMAINS = ("general", "pose", "age")
 UNLABELLED = -1
 DOMAIN_COLUMN = "domain"
+_SHOWN = 20  # problems listed in one message; the rest is counted
 
 
 class FaceSource(ABC):
@@ -125,3 +126,9 @@ def shown(name: str | os.PathLike[str]) -> str:
 
 def warn(root: Path, names: list[str], what: str) -> None:
     warnings.warn(f"{shown(root)}: {len(names)} {what}, first '{shown(names[0])}'", stacklevel=2)
+
+
+def problems(items: list[str]) -> str:
+    """The end of a message: the first problems, a line each, and how many more there are."""
+    more = f"\n  and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return "\n  " + "\n  ".join(items[:_SHOWN]) + more

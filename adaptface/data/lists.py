@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from adaptface.data.base import DOMAIN_COLUMN, DomainNumbers, FaceSource, natural, shown
+from adaptface.data.base import DOMAIN_COLUMN, DomainNumbers, FaceSource, natural, problems, shown
 
 LIST_SUFFIXES = (".csv", ".txt")
 FILE_COLUMNS = ("file", "file_name")  # the second is the name used by `datasets` imagefolder
 IDENTITY_COLUMNS = ("identity", "person", "label")
-_SHOWN = 20  # problems listed in one message; the rest is counted
 
 
 class FileSource(FaceSource):
@@ -78,11 +77,10 @@ class ListSource(FileSource):
             identities.append(identity)
             domain_labels.append(numbers.number(here, domain))
         if missing := [file for file in lines if not (path.parent / file).is_file()]:
-            named = "".join(f"\n  line {lines[file]}: {shown(file)}" for file in missing[:_SHOWN])
-            more = f"\n  and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+            named = problems([f"line {lines[file]}: {shown(file)}" for file in missing])
             raise FileNotFoundError(
                 f"{shown(path)}: {len(missing)} of {len(lines)} files are missing; they are looked up in "
-                f"{shown(path.parent)}{named}{more}"
+                f"{shown(path.parent)}{named}"
             )
         super().__init__(shown(path), path.parent, list(lines), identities, domain_labels, numbers.names)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from adaptface.data.pairs import PairSet, pairs_of_files, problems
+from adaptface.data.base import problems
+from adaptface.data.pairs import PairSet, pairs_of_files
 
 _LABELS = {"1": True, "true": True, "0": False, "false": False}
 

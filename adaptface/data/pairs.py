@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from adaptface.data.base import problems
 from adaptface.data.images import load_image
 from adaptface.data.synthetic import PARAMETERS_FILE
 from adaptface.metrics import contiguous_folds, suspect_folds
-
-_SHOWN = 20  # problems listed in one message; the rest is counted
 
 
 class PairImages:
@@ -120,11 +119,6 @@ def pair_set(
         images=images, index_a=indices[:, 0], index_b=indices[:, 1], same=same, folds=folds, protocol=protocol,
         **{"name": path.stem, **fields},
     )  # fmt: skip
-
-
-def problems(items: list[str]) -> str:
-    more = f"\n  and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return "\n  " + "\n  ".join(items[:_SHOWN]) + more
 
 
 def pairs_of_files(

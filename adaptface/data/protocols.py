@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from adaptface.data.pairs import PairSet, pairs_of_files, problems
+from adaptface.data.base import problems
+from adaptface.data.pairs import PairSet, pairs_of_files
 
 _SUFFIXES = (".jpg", ".png", ".jpeg", ".webp", ".bmp")
 

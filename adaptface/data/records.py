@@ -172,7 +172,7 @@ class RecordFile:
                     f"{name}, byte {self._offsets[at]}: no record starts here (bad magic number), though {index} says "
                     f"so of key {self.keys[at]}; the two files do not belong together, or one is damaged"
                 )
-            lengths[chunk], kinds[chunk] = fields[:, 1] & ((1 << _LENGTH_BITS) - 1), fields[:, 1] >> _LENGTH_BITS
+            kinds[chunk], lengths[chunk] = _kind_and_length(fields[:, 1])
         ends = self._offsets + _FRAME.size + lengths
         if (past := np.flatnonzero(ends > size)).size:
             raise ValueError(f"{self.where(past[0])}: runs to byte {ends[past[0]]}, past the end at {size}; cut off")
@@ -201,7 +201,7 @@ class RecordFile:
             if at + _FRAME.size > len(self._bytes):
                 raise ValueError(f"{self.where(position)}: its last part is missing; the file ends at byte {at}")
             magic, word = _FRAME.unpack_from(self._bytes, at)
-            kind, length = word >> _LENGTH_BITS, word & ((1 << _LENGTH_BITS) - 1)
+            kind, length = _kind_and_length(word)
             if magic != MAGIC or kind not in ((MIDDLE, LAST) if parts else (FIRST,)):
                 raise ValueError(f"{self.where(position)}: the part expected at byte {at} is none; damaged or cut off")
             start = at + _FRAME.size
@@ -213,6 +213,11 @@ class RecordFile:
             if kind == LAST:
                 return parts
             at = start + length  # only the last part may end off the grid of four bytes
+
+
+def _kind_and_length(word: Any) -> tuple[Any, Any]:
+    """Which part of a record a frame is, and its payload's length, from its second number (or an array of these)."""
+    return word >> _LENGTH_BITS, word & ((1 << _LENGTH_BITS) - 1)
 
 
 def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -444,7 +449,7 @@ def _end_of_record(file: BinaryIO) -> int:
         if len(frame) < _FRAME.size:
             return 0
         magic, word = _FRAME.unpack(frame)
-        kind, length = word >> _LENGTH_BITS, word & ((1 << _LENGTH_BITS) - 1)
+        kind, length = _kind_and_length(word)
         if magic != MAGIC:
             return 0
         end = file.tell() + (length + 3) // 4 * 4
