@@ -29,18 +29,17 @@ import torch
 
 from adaptface.data.benchmarks import load_pairs
 from adaptface.data.pairs import PairSet
-from adaptface.embedding import (
+from adaptface.embedders import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     BackboneEmbedder,
     Embedder,
     ModelEmbedder,
     OnnxEmbedder,
-    SuspectLabelsError,
     check_model,
     default_device,
-    evaluate_pairs,
 )
+from adaptface.evaluation import SuspectLabelsError, evaluate_pairs
 from adaptface.report import PARTIAL_RESULTS_FILE, RESULTS_FILE, printable_output, results_table, write_results
 
 _OPTIONS_OF = {  # what an option is about

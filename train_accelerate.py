@@ -72,7 +72,9 @@ from adaptface.data.benchmarks import load_pairs
 from adaptface.data.pairs import PairSet
 from adaptface.data.sources import open_source
 from adaptface.data.synthetic import write_synthetic
-from adaptface.embedding import ModelEmbedder, embed_images, evaluate_pairs
+from adaptface.embedders import ModelEmbedder
+from adaptface.embedding import embed_images
+from adaptface.evaluation import evaluate_pairs
 from adaptface.files import write_text_atomically
 from adaptface.losses import (
     build_head,

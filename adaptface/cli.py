@@ -26,7 +26,7 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what a model is made of: base, experts, router, projection, and what of it trains."""
-    from adaptface.embedding import check_model  # after parsing: `--help` need not wait for torch
+    from adaptface.embedders import check_model  # after parsing: `--help` need not wait for torch
     from modeling_adaptface import AdaptFaceModel
 
     try:

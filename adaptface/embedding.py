@@ -1,366 +1,22 @@
-"""Images -> embeddings, and pair lists -> verification results, for any embedder.
+"""Images -> embeddings, for any embedder.
 
-An embedder turns images into raw feature vectors: our model, a plain backbone (zero-shot), or a peer as an ONNX file.
 All are compared in the same way: the features of an image and of its mirror image are added raw, then L2-normalised.
 """
 
 from __future__ import annotations
 
-import hashlib
-import pickle
-import time
-from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from safetensors import SafetensorError
+from accelerate import PartialState
+from accelerate.utils import gather
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
-from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
-from transformers.utils import cached_file
 
-from adaptface.data.pairs import PairSet
-from adaptface.metrics import MIN_FALSE_ACCEPTS, THRESHOLDS, group_scores, pair_distances, verification_report
-from image_processing_adaptface import AdaptFaceImageProcessor
-from modeling_adaptface import _listed, weights_sha256
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-_UNUSED_TENSORS = {"pooler", "mask_token"}  # of a backbone, by the CLS token; many files lack them
-EMBEDDING = "features of image and mirror image added raw, then L2-normalised"
-
-
-class Preprocess:
-    """PIL image -> float32 tensor `(3, H, W)`, by an image processor; what spawned workers get of an embedder.
-
-    Args:
-        processor: an `AdaptFaceImageProcessor`, also one loaded as remote code.
-    """
-
-    def __init__(self, processor: Any) -> None:
-        self.processor = processor
-
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        return self.processor(image, return_tensors="pt")["pixel_values"][0]
-
-
-class Embedder(Protocol):
-    """What evaluation needs of a model: a name, its input and its features."""
-
-    name: str
-    preprocess: Preprocess
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-
-    def describe(self) -> dict[str, Any]:
-        """Kind, name, revision (commit or digest of the weights) and input of the embedder, JSON-ready."""
-
-    def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """`(B, 3, H, W)` on `self.device` -> raw features `(B, E)`, float32."""
-
-
-def default_device() -> torch.device:
-    """The machine's accelerator if it has one, else the CPU."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return accelerator or torch.device("cpu")
-
-
-def _describe_input(processor: Any) -> dict[str, Any]:
-    return {
-        "image_size": processor.size["height"],
-        "image_mean": list(processor.image_mean),
-        "image_std": list(processor.image_std),
-    }
-
-
-def _revision(config: Any, digest: str | None) -> str | None:
-    """The commit on the Hub, or for a folder the digest of its weights."""
-    return getattr(config, "_commit_hash", None) or (f"sha256:{digest}" if digest else None)
-
-
-def check_model(name: str, revision: str | None = None) -> None:
-    """Refuse what is neither a model folder nor a model of the Hub, before anything large is read.
-
-    Args:
-        name: folder or Hub id. What looks like a path, and what exists, is taken for a folder.
-        revision: revision on the Hub.
-    Raises:
-        OSError: says which of both was looked for, and what is there instead.
-    """
-    folder = Path(name)
-    if (folder / "config.json").is_file():
-        return
-    if inner := [str(folder / part) for part in ("best", "last") if (folder / part / "config.json").is_file()]:
-        raise FileNotFoundError(f"{name} is a run folder; give the model in it: {' or '.join(inner)}")
-    if folder.exists():
-        raise FileNotFoundError(f"{name} is no model folder: it has no config.json")
-    if name.startswith((".", "~")) or name.count("/") > 1 or "\\" in name or folder.is_absolute():
-        raise FileNotFoundError(f"there is no folder {name}")
-    try:
-        if cached_file(name, "config.json", revision=revision) is None:
-            raise OSError("it has no config.json")
-    except OSError as error:
-        at = f" at revision {revision}" if revision else ""
-        raise OSError(
-            f"{name} is neither a folder here nor a model of the Hub{at} that can be had: {str(error).splitlines()[0]}"
-        ) from error
-
-
-class ModelEmbedder:
-    """An AdaptFace model, from a folder, a Hub id or the live objects.
-
-    The device is the model's. A model in training mode is evaluated in eval mode and put back.
-
-    Args:
-        model: `AdaptFaceModel`; its `features`, the embedding before normalisation, are used.
-        processor: `AdaptFaceImageProcessor`.
-        name: what reports call it.
-        digest: SHA-256 of the weights it was loaded from; ties a result to them.
-    Raises:
-        ValueError: the model is of another kind.
-    """
-
-    def __init__(
-        self, model: PreTrainedModel, processor: Any, name: str = "adaptface", digest: str | None = None
-    ) -> None:
-        if model.config.model_type != "adaptface":  # remote code has its own class: isinstance would not tell
-            raise ValueError(
-                f"{name} is a {model.config.model_type} model, not an AdaptFace model; "
-                "evaluate it as a zero-shot backbone"
-            )
-        self.model = model
-        self.preprocess = Preprocess(processor)
-        self.name = name
-        self.digest = digest
-
-    @classmethod
-    def from_pretrained(
-        cls, folder_or_id: str | Path, revision: str | None = None, device: torch.device | str | None = None
-    ) -> ModelEmbedder:
-        """Load a model and its processor in float32, as any user would: `AutoModel` with `trust_remote_code`."""
-        name = str(folder_or_id)
-        processor = AutoImageProcessor.from_pretrained(name, revision=revision, trust_remote_code=True)
-        model = AutoModel.from_pretrained(name, revision=revision, trust_remote_code=True, dtype=torch.float32)
-        return cls(model.to(device or default_device()), processor, name, weights_sha256(name, revision, {}))
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    def describe(self) -> dict[str, Any]:
-        config = self.model.config
-        return {
-            "kind": config.model_type,
-            "name": self.name,
-            "revision": _revision(config, self.digest),
-            "weights_sha256": self.digest,
-            "backbone": config.backbone,
-            "backbone_revision": config.backbone_revision,
-            "backbone_sha256": config.backbone_sha256,
-            **_describe_input(self.preprocess.processor),
-        }
-
-    def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        training = self.model.training
-        self.model.eval()
-        try:
-            return self.model(pixel_values).features.float()
-        finally:
-            self.model.train(training)
-
-
-class BackboneEmbedder:
-    """A plain Hugging Face vision transformer, zero-shot: the CLS token of its last hidden state.
-
-    Of a model of images and text (CLIP) the vision tower is taken. Images are normalised with ImageNet's mean and
-    standard deviation.
-
-    Args:
-        model: the backbone; the device is the model's.
-        image_size (`int`, *optional*): input side in pixels. Default: 224, or the size of `model.config` if smaller.
-        name: what reports call it.
-        digest: SHA-256 of the weights it was loaded from; ties a result to them.
-    Raises:
-        ValueError: the model takes no images, or images of no such size.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        image_size: int | None = None,
-        name: str = "backbone",
-        digest: str | None = None,
-    ) -> None:
-        tower: Any = getattr(model, "vision_model", model)
-        if tower.main_input_name != "pixel_values":
-            raise ValueError(f"{name} is a {tower.config.model_type} model and takes no images; name a vision backbone")
-        self.model = tower.eval()
-        if image_size is None:
-            image_size = min(224, getattr(tower.config, "image_size", 224))
-        patch = getattr(tower.config, "patch_size", 1)
-        if image_size < patch:
-            raise ValueError(f"{name}: {image_size} px is less than one patch of {patch} px; give a larger size")
-        self.preprocess = Preprocess(AdaptFaceImageProcessor(size=image_size))
-        self.name = name
-        self.digest = digest
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder_or_id: str | Path,
-        revision: str | None = None,
-        image_size: int | None = None,
-        device: torch.device | str | None = None,
-    ) -> BackboneEmbedder:
-        """Load a backbone in float32.
-
-        Raises:
-            OSError: there is no such model.
-            ValueError: its weights cannot be read or lack tensors, which would be random, or see the class.
-        """
-        name = str(folder_or_id)
-        options = {"ignore_mismatched_sizes": True, "output_loading_info": True}  # they are refused below, by name
-        try:
-            model, info = AutoModel.from_pretrained(name, revision=revision, dtype=torch.float32, **options)
-        except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
-            reason = (str(error) or "it ends too early").splitlines()[0]
-            raise ValueError(
-                f"{name}: its weights cannot be read: cut off, or a Git LFS pointer in their place? Fetch them again "
-                f"({reason})"
-            ) from error
-        lacking = {key for key in info["missing_keys"] if _UNUSED_TENSORS.isdisjoint(key.split("."))}
-        lacking |= {key for key, *_ in info["mismatched_keys"]}
-        if lacking:
-            raise ValueError(
-                f"{name}: its weights do not fit its config.json; missing or of another shape: {_listed(lacking)}. "
-                "Fetch the model again"
-            )
-        try:
-            digest = weights_sha256(name, revision, {})
-        except OSError:  # weights of another format
-            digest = None
-        return cls(model.to(device or default_device()), image_size, name, digest)
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    def describe(self) -> dict[str, Any]:
-        return {
-            "kind": "zero-shot backbone",
-            "name": self.name,
-            "revision": _revision(self.model.config, self.digest),
-            **_describe_input(self.preprocess.processor),
-        }
-
-    def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        tokens = self.model(pixel_values).last_hidden_state  # (B, 1 + N, D)
-        if tokens.ndim != 3:
-            raise ValueError(
-                f"{self.name}: its last hidden state has the shape {tuple(tokens.shape)} and no CLS token; name a "
-                "vision transformer"
-            )
-        return tokens[:, 0].float()  # (B, D)
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return " ".join(f"{value:g}" for value in values)
-
-
-class OnnxEmbedder:
-    """A peer as an ONNX file with one input `(B, 3, S, S)` and a first output `(B, E)`, both float32, on the CPU.
-
-    Args:
-        path: the `.onnx` file; its external data, if any, lies beside it.
-        size (`int`, *optional*): input side S in pixels; read from the file where it is fixed there.
-        mean, std: per channel, RGB, on the 0..1 scale: mean within 0..1, std above 0 and at most 1.
-        name: what reports call it; the file's name by default.
-    Raises:
-        ImportError: onnxruntime is not installed.
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not a readable model, or has another kind of input or output; mean or std is on
-            another scale.
-    """
-
-    device = torch.device("cpu")
-
-    def __init__(
-        self,
-        path: str | Path,
-        size: int | None = None,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
-        name: str | None = None,
-    ) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ImportError("ONNX files need onnxruntime: pip install adaptface[onnx]") from error
-        self.path = Path(path)
-        self.name = name or self.path.name
-        if not (all(0 <= value <= 1 for value in mean) and all(0 < value <= 1 for value in std)):
-            raise ValueError(
-                f"{self.path}: mean {_numbers(mean)} and std {_numbers(std)} are not on the 0..1 scale; divide what "
-                "is on the 0..255 scale by 255: mean 127.5 becomes 0.5"
-            )
-        if not self.path.is_file():
-            raise FileNotFoundError(f"no ONNX file at {self.path}")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        try:
-            self.session = onnxruntime.InferenceSession(
-                str(self.path), sess_options=options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime's own classes derive from Exception
-            raise ValueError(f"{self.path}: onnxruntime cannot load it: {error}") from error
-        self.batch, size = self._check_input(size)
-        self.preprocess = Preprocess(AdaptFaceImageProcessor(size=size, image_mean=mean, image_std=std))
-
-    def _check_input(self, size: int | None) -> tuple[int | None, int]:
-        """Batch size if the file fixes one, and input side."""
-        inputs = self.session.get_inputs()
-        if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
-            found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
-            raise ValueError(f"{self.path}: must have one float32 input of shape (B, 3, S, S); found: {found}")
-        # A free dimension is a name or None.
-        batch, channels, height, width = (d if isinstance(d, int) else None for d in inputs[0].shape)
-        fixed = height or width
-        if channels not in (3, None) or (height and width and height != width):
-            raise ValueError(f"{self.path}: input {inputs[0].shape} is not (B, 3, S, S)")
-        if size is None and fixed is None:
-            raise ValueError(f"{self.path}: does not fix its input size; give it (onnx_size)")
-        if size is not None and fixed is not None and size != fixed:
-            raise ValueError(f"{self.path}: takes {fixed} px images, not {size} px")
-        return batch, int(size or fixed or 0)
-
-    def describe(self) -> dict[str, Any]:
-        return {
-            "kind": "onnx",
-            "name": self.name,
-            "revision": f"sha256:{hashlib.sha256(self.path.read_bytes()).hexdigest()}",
-            **_describe_input(self.preprocess.processor),
-        }
-
-    def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        images = pixel_values.numpy()
-        count, step = len(images), self.batch or len(images)
-        if count % step:  # a fixed batch size: repeat the last image to fill the last batch
-            images = np.concatenate([images, np.repeat(images[-1:], -count % step, axis=0)])
-        name = self.session.get_inputs()[0].name
-        try:
-            outputs = [self.session.run(None, {name: images[i : i + step]})[0] for i in range(0, len(images), step)]
-        except Exception as error:  # onnxruntime's own classes derive from Exception
-            raise ValueError(f"{self.path}: onnxruntime cannot run it on {images.shape[1:]}: {error}") from error
-        if outputs[0].ndim != 2 or len(outputs[0]) != step:
-            raise ValueError(f"{self.path}: first output has shape {outputs[0].shape}, not ({step}, E)")
-        return torch.from_numpy(np.concatenate(outputs)[:count]).float()
+from adaptface.embedders import Embedder, Preprocess
 
 
 class Images(Protocol):
@@ -393,18 +49,35 @@ def _where(images: Images, index: int) -> str:
     return images.where(index) if hasattr(images, "where") else f"image {index}"
 
 
+def _batches(count: int, batch_size: int, processes: PartialState | None) -> list[list[int]]:
+    """The batches of this process: every W-th one; at the end one again, so that all have equally many."""
+    batches = [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
+    if processes is None:
+        return batches
+    rounds = -(-len(batches) // processes.num_processes)
+    turns = range(processes.process_index, rounds * processes.num_processes, processes.num_processes)
+    return [batches[min(turn, len(batches) - 1)] for turn in turns]
+
+
+def _gathered(features: torch.Tensor, batch_size: int, processes: PartialState | None) -> torch.Tensor:
+    """The features of all processes' batches of a round, in order; all but the last batch are full."""
+    if processes is None or processes.num_processes == 1:
+        return features
+    padded = F.pad(features.to(processes.device), (0, 0, 0, batch_size - len(features)))  # equal shapes
+    return gather(padded)
+
+
 @torch.no_grad()
-def embed_images(
+def feature_batches(
     embedder: Embedder,
     images: Images,
     batch_size: int = 64,
     flip: bool = True,
     num_workers: int = 0,
     progress: bool = True,
-) -> np.ndarray:
-    """Embed images in their order.
-
-    Memory is bounded by the batch, but for the result.
+    processes: PartialState | None = None,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Raw features of images, in their order, a batch (with processes, a batch each) at a time.
 
     Args:
         embedder: what turns images into features.
@@ -413,105 +86,55 @@ def embed_images(
         flip: add the features of the mirror image.
         num_workers: processes that decode images; 0 decodes in this one.
         progress: show a progress bar.
-    Returns:
-        `np.ndarray` of shape `(N, E)`, float32, rows of length 1.
+        processes: processes that share the work, each with an embedder of its own; all get all features, and the same
+            ones as a single process would.
+    Yields:
+        number of the first image, and features of shape `(B, E)`, float32, on the CPU.
     Raises:
-        ValueError: an image cannot be read, or its embedding is zero, NaN or infinite; names the image.
+        ValueError: an image cannot be read, or its features are zero, NaN or infinite; names the image.
     """
     if len(images) == 0:
         raise ValueError("there are no images to embed")
     loader = DataLoader(
         _Pixels(images, embedder.preprocess),
-        batch_size=batch_size,
+        batch_sampler=_batches(len(images), batch_size, processes),
         num_workers=num_workers,
         multiprocessing_context="spawn" if num_workers else None,
     )
-    embeddings: np.ndarray | None = None
     start = 0
-    with tqdm(total=len(images), unit="img", desc=embedder.name, disable=not progress) as bar:
+    shown = progress and (processes is None or processes.is_main_process)
+    with tqdm(total=len(images), unit="img", desc=embedder.name, disable=not shown) as bar:
         for pixel_values in loader:
             pixel_values = pixel_values.to(embedder.device)  # (B, 3, H, W)
             features = embedder(pixel_values)  # (B, E)
             if flip:
                 features = features + embedder(pixel_values.flip(-1))
+            features = _gathered(features, batch_size, processes)[: len(images) - start].cpu()
             norms = features.norm(dim=1)
             broken = torch.nonzero(~(norms.isfinite() & (norms > 0))).flatten().tolist()
             if broken:
                 raise ValueError(
                     f"{embedder.name}: the embedding of {_where(images, start + broken[0])} is zero, NaN or infinite"
                 )
-            if embeddings is None:
-                embeddings = np.empty((len(images), features.shape[1]), dtype=np.float32)
-            end = start + len(features)
-            embeddings[start:end] = F.normalize(features, dim=1).cpu().numpy()
-            bar.update(end - start)
-            start = end
-    assert embeddings is not None
-    return embeddings
+            yield start, features
+            bar.update(len(features))
+            start += len(features)
 
 
-class SuspectLabelsError(ValueError):
-    """A pair list's labels look wrong, so that a result on it would mean nothing."""
-
-
-def evaluate_pairs(
-    embedder: Embedder,
-    pair_set: PairSet,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    flip: bool = True,
-    strict: bool = True,
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Run the verification protocol on a pair list.
+def embed_images(embedder: Embedder, images: Images, *args: Any, **kwargs: Any) -> np.ndarray:
+    """Embed images in their order. Memory is bounded by the batch, but for the result.
 
     Args:
-        embedder, batch_size, flip, num_workers, progress: see [`embed_images`].
-        pair_set: from `load_pairs`.
-        strict: stop where labels look wrong: folds that are not half genuine, contradicting labels, an AUC below 0.5.
-            False puts a line into `warnings` instead; for the untrained model of a training run.
+        see [`feature_batches`].
     Returns:
-        `dict`, JSON-ready: `benchmark`, `data` ("synthetic" or "unspecified"), `protocol`, `embedder`, `images`
-        (distinct ones), `embedding_size`, the fields of [`~metrics.VerificationReport`], `domains` (per domain, where
-        the list names them), `warnings`, `seconds` and `images_per_second` (of embedding).
+        `np.ndarray` of shape `(N, E)`, float32, rows of length 1.
     Raises:
-        SuspectLabelsError: see `strict`.
-        ValueError: see `embed_images`.
+        ValueError: see [`feature_batches`].
     """
-    suspect = pair_set.suspect_labels()
-    if strict and suspect:
-        raise SuspectLabelsError(f"{pair_set.name}: {'; '.join(suspect)}; check labels and order of the pairs")
-
-    start = time.perf_counter()
-    embeddings = embed_images(embedder, pair_set.images, batch_size, flip, num_workers, progress)  # (images, E)
-    seconds = time.perf_counter() - start
-
-    distances = pair_distances(embeddings[pair_set.index_a], embeddings[pair_set.index_b])  # (N,)
-    report = verification_report(distances, pair_set.same, pair_set.folds)
-    domains = None
-    if pair_set.domain is not None:
-        domains = group_scores(distances, pair_set.same, pair_set.folds, report.fold_thresholds, pair_set.domain)
-    if report.auc < 0.5:
-        suspect.append(f"AUC {report.auc:.3f} is below 0.5: labels are wrong or out of order, or the model is")
-        if strict:
-            raise SuspectLabelsError(f"{pair_set.name}, {embedder.name}: {suspect[-1]}")
-    return {
-        "benchmark": pair_set.name,
-        "data": "synthetic" if pair_set.synthetic else "unspecified",
-        "protocol": {
-            "embedding": EMBEDDING if flip else "features, L2-normalised",
-            "score": "d = ||a - b||^2 = 2 - 2 cos; same person iff d < threshold",
-            "folds": pair_set.protocol,
-            "thresholds": f"arange(0, 4, 0.01) on d ({len(THRESHOLDS)}); first best of the other folds",
-            "std": "population, over folds",
-            "tar_at_far": f"cosine threshold interpolated on impostor scores; at least {MIN_FALSE_ACCEPTS} errors",
-        },
-        "embedder": embedder.describe(),
-        "images": len(pair_set.images),
-        "embedding_size": embeddings.shape[1],
-        **asdict(report),
-        "domains": domains,
-        "warnings": suspect + pair_set.notes(),
-        "seconds": seconds,
-        "images_per_second": len(pair_set.images) / seconds,
-    }
+    embeddings: np.ndarray | None = None
+    for start, features in feature_batches(embedder, images, *args, **kwargs):
+        if embeddings is None:
+            embeddings = np.empty((len(images), features.shape[1]), dtype=np.float32)
+        embeddings[start : start + len(features)] = F.normalize(features, dim=1).numpy()
+    assert embeddings is not None
+    return embeddings

@@ -32,16 +32,9 @@ from typer.testing import CliRunner
 
 from adaptface import cli
 from adaptface.data.benchmarks import load_pairs
-from adaptface.embedding import (
-    BackboneEmbedder,
-    ModelEmbedder,
-    OnnxEmbedder,
-    Preprocess,
-    SuspectLabelsError,
-    check_model,
-    embed_images,
-    evaluate_pairs,
-)
+from adaptface.embedders import BackboneEmbedder, ModelEmbedder, OnnxEmbedder, Preprocess, check_model
+from adaptface.embedding import embed_images
+from adaptface.evaluation import SuspectLabelsError, evaluate_pairs
 from image_processing_adaptface import AdaptFaceImageProcessor
 from modeling_adaptface import AdaptFaceModel
 from tests.hub_server import HubServer
@@ -264,7 +257,7 @@ def test_names_that_are_no_model_say_what_they_are(
 @pytest.mark.slow
 def test_hub_repositories_with_and_without_a_model(tmp_path: Path) -> None:
     code = """
-from adaptface.embedding import check_model
+from adaptface.embedders import check_model
 for name, revision in (("user/model", "v1"), ("user/model", None), ("user/nobody", None)):
     try:
         check_model(name, revision)
