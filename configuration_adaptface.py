@@ -1,5 +1,6 @@
 """Everything that is needed to rebuild an AdaptFace model: the base it stands on, its adapters and its router."""
 
+import math
 from typing import Any
 
 from transformers import Dinov2Config, PretrainedConfig
@@ -34,7 +35,8 @@ class AdaptFaceConfig(PretrainedConfig):
         router_dropout (`float`): dropout of the router's hidden layer, in `[0, 1)`.
         embedding_size (`int`): width E of the embeddings.
         image_size (`int`): side of the input in pixels, a multiple of the base's patch size.
-        thresholds (`dict`, *optional*): decision thresholds with protocol and FAR, written by evaluation.
+        thresholds (`dict`, *optional*): decision thresholds with protocol and FAR, written by evaluation; see
+            [`~AdaptFaceConfig.threshold`] and [`~AdaptFaceConfig.match_probability`].
 
     Raises:
         ValueError: a value is out of range; the message names field, value and remedy.
@@ -117,6 +119,34 @@ class AdaptFaceConfig(PretrainedConfig):
         """s in `W x + s * sum_k w_k B_k A_k x`: `alpha / sqrt(r)` (rsLoRA) or `alpha / r`."""
         return self.lora_alpha / (self.lora_rank**0.5 if self.use_rslora else self.lora_rank)
 
+    def threshold(self, far: float) -> float:
+        """Cosine similarity above which two faces count as one person.
+
+        Args:
+            far: false accept rate, one of those that were measured.
+        Raises:
+            ValueError: it was not measured; names those that were.
+        """
+        points = {point["far"]: point["threshold"] for point in (self.thresholds or {}).get("operating_points", ())}
+        if far not in points:
+            measured = f"measured are {', '.join(f'{rate:g}' for rate in points)}" if points else "none was measured"
+            raise ValueError(f"no threshold at a false accept rate of {far:g}: {measured}")
+        return points[far]
+
+    def match_probability(self, similarity: float, prior: float = 0.5) -> float:
+        """Probability that two faces of this cosine similarity are one person.
+
+        Args:
+            prior: the probability before looking, in `(0, 1)`.
+        Raises:
+            ValueError: no calibration was measured.
+        """
+        if not self.thresholds:
+            raise ValueError("no match probability: no calibration was measured")
+        calibration = self.thresholds["calibration"]
+        logit = calibration["slope"] * similarity + calibration["intercept"] + math.log(prior / (1 - prior))
+        return (1 + math.tanh(logit / 2)) / 2
+
     @property
     def adapted_layers(self) -> list[int]:
         """Indices of the blocks that carry adapters, ascending; empty unless `adaptation="lora"`."""
@@ -169,6 +199,14 @@ class AdaptFaceConfig(PretrainedConfig):
                 type(self.router_layer) is int and 0 <= self.router_layer <= last,
                 "router_layer", f"give a block from 0 to {last}, the last adapted one, so that the mix has a use",
             )  # fmt: skip
+        if self.thresholds is not None:
+            try:
+                numbers = [point[key] for point in self.thresholds["operating_points"] for key in ("far", "threshold")]
+                numbers += [self.thresholds["calibration"][key] for key in ("slope", "intercept")]
+                readable = all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+            except (KeyError, TypeError):
+                readable = False
+            require(readable, "thresholds", "leave them to eval_benchmarks.py --write_thresholds")
         patch = base.patch_size
         require(
             isinstance(patch, int) and self.image_size % patch == 0,

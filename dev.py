@@ -52,7 +52,8 @@ def quickstart() -> None:
     run("train_accelerate.py", "recipes/quickstart.yaml", "--output_dir", RUN)
     run(
         "eval_benchmarks.py", "--model", f"{RUN}/best", "--zero_shot", f"{RUN}/base",
-        "--benchmark", f"{RUN}/synthetic/dev_pairs.csv", "--output_dir", f"{RUN}/results",
+        "--benchmark", f"{RUN}/synthetic/dev_pairs.csv", "--write_thresholds", "dev_pairs",
+        "--output_dir", f"{RUN}/results",
     )  # fmt: skip
     run("-m", "adaptface.release", RUN)
 

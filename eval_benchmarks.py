@@ -9,6 +9,8 @@ A peer as an ONNX file:
 
     python eval_benchmarks.py --onnx peer.onnx --onnx_mean 0.5 0.5 0.5 --onnx_std 0.5 0.5 0.5 --benchmark lfw.bin
 
+On several GPUs, with the same results: `accelerate launch --num_processes N eval_benchmarks.py ...`.
+
 Protocol: features of image and mirror image are added, then L2-normalised; accuracy over ten contiguous folds, each at
 the squared-distance threshold that is best on the other nine. Evaluation never skips an image, and stops where labels
 look wrong.
@@ -20,13 +22,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
+from adaptface.cache import default_cache_dir
 from adaptface.data.benchmarks import load_pairs
 from adaptface.data.pairs import PairSet
 from adaptface.embedders import (
@@ -39,8 +43,21 @@ from adaptface.embedders import (
     check_model,
     default_device,
 )
-from adaptface.evaluation import SuspectLabelsError, evaluate_pairs
-from adaptface.report import PARTIAL_RESULTS_FILE, RESULTS_FILE, printable_output, results_table, write_results
+from adaptface.embedding import StoredEmbeddings
+from adaptface.evaluation import Evaluation, SuspectLabelsError, evaluate_pairs
+from adaptface.plots import Scored, draw_plots
+from adaptface.processes import start_processes
+from adaptface.report import (
+    PARTIAL_RESULTS_FILE,
+    RESULTS_FILE,
+    printable_output,
+    results_table,
+    write_results,
+    write_tables,
+)
+from adaptface.thresholds import decision_thresholds, write_thresholds
+
+Evaluated = Embedder | StoredEmbeddings
 
 _OPTIONS_OF = {  # what an option is about
     "revision": "model",
@@ -72,6 +89,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     model.add_argument(
         "--onnx_std", type=float, nargs=3, action="append", help="its RGB standard deviation, same scale"
     )
+    model.add_argument(
+        "--embeddings", action="append", default=[], type=Path, help="embeddings made elsewhere: .npz file"
+    )
     data = parser.add_argument_group("benchmarks")
     data.add_argument(
         "--benchmark", action="append", required=True, type=Path, help=".csv, .txt or .bin; several allowed"
@@ -88,16 +108,24 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--batch_size", type=_positive, default=64)
     parser.add_argument("--num_workers", type=_not_negative, default=0, help="processes that decode images")
+    parser.add_argument("--device", type=_device, help="default: the accelerator, else the CPU")
     parser.add_argument(
-        "--device", type=_device, default=default_device(), help="default: the accelerator, else the CPU"
-    )
+        "--cache_dir", type=Path, default=default_cache_dir(),
+        help="embeddings are kept here by image content, and not computed again (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--no_cache", action="store_const", const=None, dest="cache_dir", help="keep and use none")
+    parser.add_argument("--no_plots", action="store_false", dest="plots", help="draw nothing")
+    parser.add_argument(
+        "--write_thresholds", metavar="NAME",
+        help="write the thresholds measured on this benchmark into config.json of the --model folders",
+    )  # fmt: skip
     parser.add_argument(
         "--output_dir", type=Path, default=Path("results"),
-        help="gets results.json, in place of an earlier one (default: results)",
+        help="gets results.json, tables and plots, in place of earlier ones (default: results)",
     )  # fmt: skip
     options = parser.parse_args(arguments)
-    if not options.model and not options.zero_shot and not options.onnx:
-        parser.error("nothing to evaluate: give --model, --zero_shot or --onnx")
+    if not (options.model or options.zero_shot or options.onnx or options.embeddings):
+        parser.error("nothing to evaluate: give --model, --zero_shot, --onnx or --embeddings")
     for option, of in _OPTIONS_OF.items():
         if getattr(options, option) and not getattr(options, of):
             parser.error(f"--{option} without --{of}, which it is about: give --{of} or leave out --{option}")
@@ -107,6 +135,11 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         if len(values) not in (1, peers):
             parser.error(f"--{name} is given {len(values)} times for {peers} --onnx: give it once, or once for each")
         setattr(options, name, values * peers if len(values) == 1 else values)
+    if options.write_thresholds and not options.model:
+        parser.error("--write_thresholds without --model, whose config they belong into")
+    for name in options.model if options.write_thresholds else ():
+        if not Path(name).is_dir():
+            parser.error(f"--write_thresholds needs model folders, and {name} is none: download it first")
     if options.output_dir.exists() and not options.output_dir.is_dir():
         parser.error(f"--output_dir {options.output_dir} is a file")
     return options
@@ -133,24 +166,25 @@ def _device(text: str) -> torch.device:
     return device
 
 
-def embedder_loaders(options: argparse.Namespace) -> list[Callable[[], Embedder]]:
+def embedder_loaders(options: argparse.Namespace, device: torch.device) -> list[Callable[[], Evaluated]]:
     """One function an embedder, so that only one model is in memory at a time; all are looked for here already."""
     inputs = zip(options.onnx, options.onnx_size, options.onnx_mean, options.onnx_std, strict=True)
     peers = [OnnxEmbedder(*given) for given in inputs]
-    device, size, revision = options.device, options.zero_shot_size, options.zero_shot_revision
+    given: list[Evaluated] = [*peers, *(StoredEmbeddings(path) for path in options.embeddings)]
+    size, revision = options.zero_shot_size, options.zero_shot_revision
     for name in options.model:
         check_model(name, options.revision)
     for name in options.zero_shot:
         check_model(name, revision)
-    loaders: list[Callable[[], Embedder]] = []
+    loaders: list[Callable[[], Evaluated]] = []
     loaders += [partial(ModelEmbedder.from_pretrained, name, options.revision, device) for name in options.model]
     loaders += [partial(BackboneEmbedder.from_pretrained, name, revision, size, device) for name in options.zero_shot]
-    loaders += [partial(_opened, peer) for peer in peers]
+    loaders += [partial(_opened, embedder) for embedder in given]
     return loaders
 
 
-def _opened(peer: OnnxEmbedder) -> Embedder:
-    return peer
+def _opened(given: Evaluated) -> Evaluated:
+    return given
 
 
 def load_benchmarks(options: argparse.Namespace) -> list[PairSet]:
@@ -161,34 +195,62 @@ def load_benchmarks(options: argparse.Namespace) -> list[PairSet]:
         if not options.allow_suspect_labels and (suspect := pair_set.suspect_labels()):
             raise SuspectLabelsError(f"{path}: {'; '.join(suspect)}; check labels and order of the pairs")
         pair_sets.append(pair_set)
+    names = [pair_set.name for pair_set in pair_sets]
+    if options.write_thresholds and names.count(options.write_thresholds) != 1:
+        raise ValueError(
+            f"--write_thresholds {options.write_thresholds}: must name one of the benchmarks, here {', '.join(names)}"
+        )
     return pair_sets
+
+
+def evaluate_all(
+    loaders: Sequence[Callable[[], Evaluated]],
+    pair_sets: Sequence[PairSet],
+    options: argparse.Namespace,
+    processes: PartialState,
+) -> Iterator[tuple[Evaluated, PairSet, Evaluation]]:
+    """Each embedder on each benchmark, one embedder in memory at a time."""
+    for load in loaders:
+        embedder = load()
+        for pair_set in pair_sets:
+            evaluation = evaluate_pairs(
+                embedder,
+                pair_set,
+                strict=not options.allow_suspect_labels,
+                batch_size=options.batch_size,
+                num_workers=options.num_workers,
+                cache_dir=options.cache_dir,
+                processes=processes,
+            )
+            yield embedder, pair_set, evaluation
+        del embedder
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse_arguments(arguments)
+    processes = start_processes("eval_benchmarks.py")
+    device = options.device or (processes.device if processes.num_processes > 1 else default_device())
     pair_sets = load_benchmarks(options)
-    loaders = embedder_loaders(options)
+    loaders = embedder_loaders(options, device)
+    runs = evaluate_all(loaders, pair_sets, options, processes)
+    if not processes.is_main_process:
+        return [evaluation.result for _, _, evaluation in runs]
+
     options.output_dir.mkdir(parents=True, exist_ok=True)
     command = ["eval_benchmarks.py", *arguments]
     partial_file, file = options.output_dir / PARTIAL_RESULTS_FILE, options.output_dir / RESULTS_FILE
     if partial_file.exists():
         print(f"{partial_file} holds rows of a run that did not end; this run replaces it", file=sys.stderr)
     results: list[dict[str, Any]] = []
+    scored: list[Scored] = []
     try:
-        for load in loaders:
-            embedder = load()
-            for pair_set in pair_sets:
-                result = evaluate_pairs(
-                    embedder,
-                    pair_set,
-                    options.batch_size,
-                    options.num_workers,
-                    strict=not options.allow_suspect_labels,
-                )
-                write_results(options.output_dir, [*results, result], command, PARTIAL_RESULTS_FILE)
-                results.append(result)
-            del embedder
+        for embedder, pair_set, evaluation in runs:
+            write_results(options.output_dir, [*results, evaluation.result], command, PARTIAL_RESULTS_FILE)
+            results.append(evaluation.result)
+            scored.append(Scored(embedder.name, pair_set, 1 - evaluation.distances / 2))
+            if pair_set.name == options.write_thresholds and isinstance(embedder, ModelEmbedder):
+                write_thresholds(Path(embedder.name), decision_thresholds(evaluation, pair_set))
         replaced = ", in place of an earlier one" if file.exists() else ""
         os.replace(partial_file, file)
     except BaseException as error:  # an interrupt too
@@ -198,7 +260,10 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
             error.add_note(f"{file} is the one of an earlier run, as it was")
         raise
     print(results_table(results))
-    print(f"written to {file}{replaced}")
+    written = [file, *write_tables(options.output_dir, results)]
+    if options.plots:
+        written += draw_plots(options.output_dir, scored, results)
+    print(f"written to {file}{replaced}; beside it: {', '.join(path.name for path in written[1:])}")
     return results
 
 

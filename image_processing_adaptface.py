@@ -309,7 +309,7 @@ class AdaptFaceImageProcessor(BaseImageProcessor):
 
         Args:
             images: one image as for `load`, or a list (or (B, H, W, C) array) of them.
-            landmarks (array of shape `(5, 2)` for one image, `(B, 5, 2)` for a list, *optional*): as for `align`.
+            landmarks (array of shape `(5, 2)` for one image, `(B, 5, 2)` for several, *optional*): as for `align`.
             return_tensors (`str`, *optional*): "pt" or "np".
         Returns:
             `BatchFeature` with `pixel_values`, float32 of shape `(B, 3, size, size)`.
@@ -323,10 +323,10 @@ class AdaptFaceImageProcessor(BaseImageProcessor):
             names = [f"images[{i}]: {_describe(image)}" for i, image in enumerate(batch)]
         else:
             batch, names = [images], [_describe(images)]
-            if points is not None and len(points) != 1:
-                points = [landmarks]
         if not batch:
             raise ValueError("images is empty; pass at least one image")
+        if points is not None and len(batch) == 1 and len(points) != 1:  # one face's (5, 2), without the list around it
+            points = [landmarks]
         if points is not None and len(points) != len(batch):
             raise ValueError(f"landmarks must be one (5, 2) array an image, {len(batch)} in all; got {len(points)}")
         side = self.size["height"]

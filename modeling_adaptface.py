@@ -720,7 +720,7 @@ def _one_device(device_map: Any) -> Any:
     """`device_map` of a model that is not to be split: base and adapters of a block meet in one sum."""
     if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return "cpu" if found is None else f"{found.type}:{torch.accelerator.current_device_index()}"
+        return "cpu" if found is None else found.type  # its current device
     if isinstance(device_map, dict) and len({str(device) for device in device_map.values()}) > 1:
         raise ValueError(
             f"device_map={device_map!r} names several devices: this model stays on one; give a single device, such as "

@@ -84,6 +84,7 @@ from adaptface.losses import (
     router_z_loss,
 )
 from adaptface.memory import peak_memory
+from adaptface.processes import check_launch
 from adaptface.report import printable_output
 from adaptface.schedule import EpochBatches, learning_rate
 from adaptface.settings import (
@@ -477,15 +478,7 @@ def start_accelerator(settings: TrainSettings) -> Accelerator:
                 f"{name}: the launcher asks for {wanted}, the settings say {own}; give --{name} {wanted}, or launch "
                 "without that option"
             )
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    # `accelerate launch --cpu --num_processes 2` names a rendezvous and then starts one plain process.
-    lost = "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
-    if lost or asked != accelerator.num_processes:
-        raise ValueError(
-            f"the launcher was asked for {'several' if lost else asked} processes, but training sees "
-            f"{accelerator.num_processes}. On CPUs use: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
-            "--num_processes N train_accelerate.py ..."
-        )
+    check_launch(accelerator.num_processes, "train_accelerate.py")
     return accelerator
 
 
@@ -727,7 +720,7 @@ def evaluate(job: Job) -> dict[str, float]:
     assert job.dev_pairs is not None
     embedder = ModelEmbedder(job.model, job.processor)
     batch_size = job.settings.eval_batch_size
-    result = evaluate_pairs(embedder, job.dev_pairs, batch_size, strict=False, progress=False)
+    result = evaluate_pairs(embedder, job.dev_pairs, strict=False, batch_size=batch_size, progress=False).result
     return {name: result[name] for name in ("accuracy", "accuracy_std", "auc", "eer")}
 
 

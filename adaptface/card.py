@@ -271,8 +271,31 @@ def _thresholds(config: AdaptFaceConfig) -> str:
             f"{NOT_MEASURED.capitalize()}. Do not guess one: choose it on pairs of your own, at the false accept rate "
             "you can bear."
         )
-    rows = [f"| {_cell(key)} | {_cell(value)} |" for key, value in config.thresholds.items()]
-    return "\n".join(["| | |", "|---|---|", *rows])
+    measured, calibration = config.thresholds, config.thresholds["calibration"]
+    lines = [
+        f"Measured on {_benchmark(measured)}: {measured['impostor']:,} impostor and {measured['genuine']:,} genuine "
+        f"pairs; {measured['embedding']}. Two faces count as one person above a threshold; 95 % intervals in brackets.",
+        "",
+        "| false accept rate | threshold (cosine) | false accepts | true accepts |",
+        "|---:|---|---|---|",
+    ]
+    for point in measured["operating_points"]:
+        low, high = ("?" if end is None else f"{end:.4f}" for end in point["threshold_interval"])
+        rates = [
+            f"{100 * point[rate]:.{digits}f} % ({100 * ends[0]:.{digits}f} to {100 * ends[1]:.{digits}f})"
+            for rate, ends, digits in (
+                ("measured_far", point["far_interval"], 3),
+                ("tar", point["tar_interval"], 2),
+            )
+        ]
+        lines.append(f"| {point['far']:g} | {point['threshold']:.4f} ({low} to {high}) | {' | '.join(rates)} |")
+    lines += [
+        "",
+        f"The probability of a match at a cosine similarity s is 1 / (1 + exp({-calibration['intercept']:.3f} - "
+        f"{calibration['slope']:.3f} s)), where a match is as likely as not beforehand "
+        "(`model.config.match_probability(s, prior)`).",
+    ]
+    return "\n".join(lines)
 
 
 def _licence(license_id: str, training_data: str) -> str:

@@ -6,8 +6,11 @@ An embedder turns images into raw feature vectors, on a device, from the input t
 from __future__ import annotations
 
 import hashlib
+import inspect
+import json
 import pickle
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,6 +56,9 @@ class Embedder(Protocol):
     def describe(self) -> dict[str, Any]:
         """Kind, name, revision (commit or digest of the weights) and input of the embedder, JSON-ready."""
 
+    def identity(self) -> dict[str, Any] | None:
+        """All that an embedding depends on beside the image, JSON-ready; None for a live model, which may change."""
+
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """`(B, 3, H, W)` on `self.device` -> raw features `(B, E)`, float32."""
 
@@ -74,6 +80,15 @@ def _describe_input(processor: Any) -> dict[str, Any]:
 def _revision(config: Any, digest: str | None) -> str | None:
     """The commit on the Hub, or for a folder the digest of its weights."""
     return getattr(config, "_commit_hash", None) or (f"sha256:{digest}" if digest else None)
+
+
+def _identity(embedder: Embedder, *code: object, **more: Any) -> dict[str, Any]:
+    """What an embedder says of itself but its name, the source of its code, and the libraries it runs on."""
+    described = {key: value for key, value in embedder.describe().items() if key != "name"}
+    sources = [Path(inspect.getfile(type(part))).read_bytes() for part in (*code, embedder.preprocess.processor)]
+    digest = hashlib.sha256(b"".join(sources)).hexdigest()
+    versions = {name: version(name) for name in ("torch", "transformers", "pillow")}
+    return {**described, **more, "code": digest, "versions": versions}
 
 
 def check_model(name: str, revision: str | None = None) -> None:
@@ -157,6 +172,13 @@ class ModelEmbedder:
             "backbone_sha256": config.backbone_sha256,
             **_describe_input(self.preprocess.processor),
         }
+
+    def identity(self) -> dict[str, Any] | None:
+        if self.digest is None:
+            return None
+        config = json.loads(self.model.config.to_json_string())
+        config.pop("thresholds", None)  # they come of embeddings, not the other way round
+        return _identity(self, self.model, config=config)
 
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
         training = self.model.training
@@ -251,6 +273,9 @@ class BackboneEmbedder:
             **_describe_input(self.preprocess.processor),
         }
 
+    def identity(self) -> dict[str, Any] | None:
+        return None if self.digest is None else _identity(self, weights_sha256=self.digest)
+
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
         tokens = self.model(pixel_values).last_hidden_state  # (B, 1 + N, D)
         if tokens.ndim != 3:
@@ -338,6 +363,9 @@ class OnnxEmbedder:
             "revision": f"sha256:{hashlib.sha256(self.path.read_bytes()).hexdigest()}",
             **_describe_input(self.preprocess.processor),
         }
+
+    def identity(self) -> dict[str, Any] | None:
+        return _identity(self, onnxruntime=version("onnxruntime"))
 
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
         images = pixel_values.numpy()

@@ -5,18 +5,24 @@ All are compared in the same way: the features of an image and of its mirror ima
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+import hashlib
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
-from accelerate.utils import gather
+from accelerate.utils import broadcast_object_list, gather
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from adaptface.cache import EmbeddingCache
+from adaptface.data.base import problems
 from adaptface.embedders import Embedder, Preprocess
+from adaptface.files import sha256
 
 
 class Images(Protocol):
@@ -25,6 +31,12 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Any: ...
+
+
+class EncodedImages(Images, Protocol):
+    """Images whose files can be read, too."""
+
+    def encoded(self, index: int, /) -> bytes: ...
 
 
 class _Pixels(Dataset[torch.Tensor]):
@@ -138,3 +150,162 @@ def embed_images(embedder: Embedder, images: Images, *args: Any, **kwargs: Any) 
         embeddings[start : start + len(features)] = F.normalize(features, dim=1).numpy()
     assert embeddings is not None
     return embeddings
+
+
+class _Chosen:
+    """Some of a set of images."""
+
+    def __init__(self, images: Images, indices: Sequence[int]) -> None:
+        self.images = images
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.images[self.indices[index]]
+
+    def where(self, index: int) -> str:
+        return _where(self.images, self.indices[index])
+
+
+class Embedded(NamedTuple):
+    """Embeddings of a set of images.
+
+    Attributes:
+        embeddings (`np.ndarray` of shape `(M, E)`): of the M images of different content, float32, rows of length 1.
+        rows (`np.ndarray` of shape `(N,)`): row of each image.
+        computed (`int`): how many of the M were embedded now, not found in the cache.
+    """
+
+    embeddings: np.ndarray
+    rows: np.ndarray
+    computed: int
+
+
+def embed_distinct(
+    embedder: Embedder,
+    images: EncodedImages,
+    flip: bool = True,
+    cache_dir: Path | None = None,
+    processes: PartialState | None = None,
+    **options: Any,
+) -> Embedded:
+    """Embed images of the same content once, and those that the cache knows not at all.
+
+    Args:
+        cache_dir: where embeddings are kept from run to run, batch by batch; None keeps nothing. A live model, whose
+            weights may change, is never kept.
+        embedder, images, flip, processes, options: see [`feature_batches`].
+    Raises:
+        OSError: an image file or the cache cannot be read.
+        ValueError: see [`feature_batches`].
+    """
+    rows: dict[bytes, int] = {}
+    chosen: list[int] = []  # image that stands for each content
+    row_of = np.empty(len(images), dtype=np.int64)
+    for index in range(len(images)):
+        digest = hashlib.sha256(images.encoded(index)).digest()
+        if digest not in rows:
+            rows[digest] = len(rows)
+            chosen.append(index)
+        row_of[index] = rows[digest]
+    digests = list(rows)
+
+    cache, found = None, {}
+    identity = embedder.identity()
+    if cache_dir is not None and identity is not None and (processes is None or processes.is_main_process):
+        cache = EmbeddingCache(cache_dir, {**identity, "flip": flip, "device": embedder.device.type})
+        found = cache.find(digests)
+    if processes is not None and processes.num_processes > 1:
+        (found,) = broadcast_object_list([found])
+    missing = [row for row, digest in enumerate(digests) if digest not in found]
+    embeddings: np.ndarray | None = None
+    for digest, known in found.items():
+        if embeddings is None:
+            embeddings = np.empty((len(digests), len(known)), dtype=np.float32)
+        embeddings[rows[digest]] = known
+    if missing or not len(images):
+        wanted = _Chosen(images, [chosen[row] for row in missing])
+        for start, features in feature_batches(embedder, wanted, flip=flip, processes=processes, **options):
+            if embeddings is None:
+                embeddings = np.empty((len(digests), features.shape[1]), dtype=np.float32)
+            these = missing[start : start + len(features)]
+            embeddings[these] = F.normalize(features, dim=1).numpy()
+            if cache is not None:
+                cache.keep([digests[row] for row in these], embeddings[these])
+    if cache is not None:
+        cache.close()
+    assert embeddings is not None
+    return Embedded(embeddings, row_of, len(missing))
+
+
+class StoredEmbeddings:
+    """Embeddings that were made elsewhere, as an `.npz` file.
+
+    It holds `embeddings`, `(N, E)`, and says which image each row is of: `files`, `(N,)`, paths or the ends of them, as
+    far up as they tell one image from another, with "/"; or `sha256`, `(N,)`, hex digests of the image files.
+
+    Args:
+        path: the file; it is read without unpickling.
+        name: what reports call it; the file's name by default.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds something else; an embedding is zero, NaN or infinite; two rows are of one image.
+    """
+
+    def __init__(self, path: str | Path, name: str | None = None) -> None:
+        self.path = Path(path)
+        self.name = name or self.path.name
+        if not self.path.is_file():
+            raise FileNotFoundError(f"no file of embeddings at {self.path}")
+        expected = "expected `embeddings` (N, E) and `files` or `sha256` (N,)"
+        try:
+            content = np.load(self.path, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                raise ValueError(f"it is a single array; {expected}")
+            with content:
+                arrays = {key: content[key] for key in ("embeddings", "files", "sha256") if key in content}
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{self.path}: cannot be read as .npz: {error}") from error
+        embeddings = arrays.pop("embeddings", None)
+        if embeddings is None or embeddings.ndim != 2 or embeddings.dtype.kind != "f" or len(arrays) != 1:
+            raise ValueError(f"{self.path}: {expected}, found {', '.join(content.files) or 'nothing'}")
+        ((self._key, names),) = arrays.items()
+        if names.shape != embeddings.shape[:1] or names.dtype.kind != "U":
+            raise ValueError(f"{self.path}: `{self._key}` must be {len(embeddings)} texts, one a row of `embeddings`")
+        norms = np.linalg.norm(embeddings.astype(np.float64), axis=1, keepdims=True)  # (N, 1)
+        if len(broken := np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))):
+            raise ValueError(f"{self.path}: row {broken[0]} ({names[broken[0]]}) is zero, NaN or infinite")
+        self._row = {str(name): row for row, name in enumerate(names)}
+        if len(self._row) < len(names):
+            raise ValueError(f"{self.path}: {len(names) - len(self._row)} rows are of an image that another row is of")
+        self._embeddings = (embeddings / norms).astype(np.float32)
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "embeddings", "name": self.name, "revision": f"sha256:{sha256(self.path)}"}
+
+    def of(self, images: EncodedImages) -> Embedded:
+        """The embeddings of these images.
+
+        Raises:
+            ValueError: some have none; all are counted, the first ones named.
+        """
+        used: dict[int, int] = {}
+        rows, missing = [], []
+        for index in range(len(images)):
+            row = self._find(images, index)
+            if row is None:
+                missing.append(_where(images, index))
+            else:
+                rows.append(used.setdefault(row, len(used)))
+        if missing:
+            raise ValueError(f"{self.path}: has no row for {len(missing)} of {len(images)} images{problems(missing)}")
+        return Embedded(self._embeddings[list(used)], np.array(rows, dtype=np.int64), 0)
+
+    def _find(self, images: EncodedImages, index: int) -> int | None:
+        if self._key == "sha256":
+            return self._row.get(hashlib.sha256(images.encoded(index)).hexdigest())
+        parts = Path(_where(images, index)).as_posix().split("/")
+        ends = ("/".join(parts[start:]) for start in range(len(parts)))
+        return next((self._row[end] for end in ends if end in self._row), None)

@@ -4,53 +4,71 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from adaptface.data.pairs import PairSet
 from adaptface.embedders import Embedder
-from adaptface.embedding import embed_images
+from adaptface.embedding import StoredEmbeddings, embed_distinct
 from adaptface.metrics import MIN_FALSE_ACCEPTS, THRESHOLDS, group_scores, pair_distances, verification_report
 
 EMBEDDING = "features of image and mirror image added raw, then L2-normalised"
+UNFLIPPED = "features, L2-normalised"
+STORED = "embeddings as given, L2-normalised"
 
 
 class SuspectLabelsError(ValueError):
     """A pair list's labels look wrong, so that a result on it would mean nothing."""
 
 
+class Evaluation(NamedTuple):
+    """An embedder on a pair list.
+
+    Attributes:
+        result (`dict`): JSON-ready: `benchmark`, `data` ("synthetic" or "unspecified"), `protocol`, `embedder`,
+            `images` (of different content), `embedding_size`, the fields of [`~metrics.VerificationReport`], `domains`
+            (per domain, where the list names them), `warnings`, `seconds`, `embedded` and `images_per_second` (the
+            images embedded now, not found in the cache, and their rate; null where there were none).
+        distances (`np.ndarray` of shape `(N,)`): squared distance of each pair.
+    """
+
+    result: dict[str, Any]
+    distances: np.ndarray
+
+
 def evaluate_pairs(
-    embedder: Embedder,
+    embedder: Embedder | StoredEmbeddings,
     pair_set: PairSet,
-    batch_size: int = 64,
-    num_workers: int = 0,
     flip: bool = True,
     strict: bool = True,
-    progress: bool = True,
-) -> dict[str, Any]:
+    **options: Any,
+) -> Evaluation:
     """Run the verification protocol on a pair list.
 
     Args:
-        embedder, batch_size, flip, num_workers, progress: see [`embed_images`].
+        embedder: what turns images into features, or embeddings that were made elsewhere.
         pair_set: from `load_pairs`.
+        flip: add the features of the mirror image.
         strict: stop where labels look wrong: folds that are not half genuine, contradicting labels, an AUC below 0.5.
             False puts a line into `warnings` instead; for the untrained model of a training run.
-    Returns:
-        `dict`, JSON-ready: `benchmark`, `data` ("synthetic" or "unspecified"), `protocol`, `embedder`, `images`
-        (distinct ones), `embedding_size`, the fields of [`~metrics.VerificationReport`], `domains` (per domain, where
-        the list names them), `warnings`, `seconds` and `images_per_second` (of embedding).
+        options: batch size, workers, progress, processes, cache; see [`~embedding.embed_distinct`].
     Raises:
         SuspectLabelsError: see `strict`.
-        ValueError: see `embed_images`.
+        ValueError: see `embed_distinct`.
     """
     suspect = pair_set.suspect_labels()
     if strict and suspect:
         raise SuspectLabelsError(f"{pair_set.name}: {'; '.join(suspect)}; check labels and order of the pairs")
 
     start = time.perf_counter()
-    embeddings = embed_images(embedder, pair_set.images, batch_size, flip, num_workers, progress)  # (images, E)
+    if isinstance(embedder, StoredEmbeddings):
+        embeddings, rows, computed = embedder.of(pair_set.images)
+    else:
+        embeddings, rows, computed = embed_distinct(embedder, pair_set.images, flip, **options)  # (M, E), (images,)
     seconds = time.perf_counter() - start
 
-    distances = pair_distances(embeddings[pair_set.index_a], embeddings[pair_set.index_b])  # (N,)
+    distances = pair_distances(embeddings[rows[pair_set.index_a]], embeddings[rows[pair_set.index_b]])  # (N,)
     report = verification_report(distances, pair_set.same, pair_set.folds)
     domains = None
     if pair_set.domain is not None:
@@ -59,11 +77,11 @@ def evaluate_pairs(
         suspect.append(f"AUC {report.auc:.3f} is below 0.5: labels are wrong or out of order, or the model is")
         if strict:
             raise SuspectLabelsError(f"{pair_set.name}, {embedder.name}: {suspect[-1]}")
-    return {
+    result = {
         "benchmark": pair_set.name,
         "data": "synthetic" if pair_set.synthetic else "unspecified",
         "protocol": {
-            "embedding": EMBEDDING if flip else "features, L2-normalised",
+            "embedding": STORED if isinstance(embedder, StoredEmbeddings) else EMBEDDING if flip else UNFLIPPED,
             "score": "d = ||a - b||^2 = 2 - 2 cos; same person iff d < threshold",
             "folds": pair_set.protocol,
             "thresholds": f"arange(0, 4, 0.01) on d ({len(THRESHOLDS)}); first best of the other folds",
@@ -71,11 +89,13 @@ def evaluate_pairs(
             "tar_at_far": f"cosine threshold interpolated on impostor scores; at least {MIN_FALSE_ACCEPTS} errors",
         },
         "embedder": embedder.describe(),
-        "images": len(pair_set.images),
+        "images": len(embeddings),
         "embedding_size": embeddings.shape[1],
         **asdict(report),
         "domains": domains,
         "warnings": suspect + pair_set.notes(),
         "seconds": seconds,
-        "images_per_second": len(pair_set.images) / seconds,
+        "embedded": computed,
+        "images_per_second": computed / seconds if computed else None,
     }
+    return Evaluation(result, distances)

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
-from sklearn.metrics import roc_auc_score, roc_curve
+from scipy.special import expit
+from scipy.stats import binomtest, quantile_test
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss, roc_auc_score, roc_curve
 
 # insightface `eval/verification.py`: 400 thresholds on the squared distance.
 THRESHOLDS = np.arange(0, 4, 0.01)
@@ -220,7 +222,9 @@ def tar_at_far(similarities: np.ndarray, same: np.ndarray, far: float) -> dict[s
 
     Returns:
         `far` asked, `tar`, `threshold` (a cosine similarity; accepted iff strictly above), `measured_far` (never above
-        `far`), and `tar_interval` and `far_interval`, the intervals of the two measured rates at this threshold.
+        `far`), and their intervals: `tar_interval` and `far_interval` of the two measured rates at this threshold
+        (Wilson), `threshold_interval` of the impostors' quantile that it is (binomial, without a model of the scores;
+        an end that the set cannot bound is null).
     Raises:
         ValueError: the impostor pairs are too few for this FAR.
     """
@@ -233,14 +237,54 @@ def tar_at_far(similarities: np.ndarray, same: np.ndarray, far: float) -> dict[s
     allowed = math.floor(far * len(impostors) + 1e-9)
     threshold = np.quantile(impostors, 1 - allowed / len(impostors))
     accepted, passed = similarities[same] > threshold, impostors > threshold
+    quantile = quantile_test(impostors, p=1 - allowed / len(impostors)).confidence_interval(CONFIDENCE)
     return {
         "far": far,
         "tar": float(accepted.mean()),
         "tar_interval": wilson_interval(int(accepted.sum()), len(accepted)),
         "threshold": float(threshold),
+        "threshold_interval": [float(end) if math.isfinite(end) else None for end in quantile],
         "measured_far": float(passed.mean()),
         "far_interval": wilson_interval(int(passed.sum()), len(passed)),
     }
+
+
+def match_calibration(similarities: np.ndarray, same: np.ndarray, folds: np.ndarray) -> dict[str, Any]:
+    """From a cosine similarity s to the probability of a match, `1 / (1 + exp(-(slope * s + intercept)))`.
+
+    Logistic regression of the labels on s, both kinds of pairs weighing the same: the probability holds for a prior of
+    one half, and `log(prior / (1 - prior))` added to the intercept makes it hold for another one. The labels are
+    softened as Platt does, so that scores without overlap give a finite slope.
+
+    Args:
+        similarities, same, folds: `np.ndarray` of shape `(N,)`; both kinds of pairs in every fold but one, at least.
+    Returns:
+        `slope`, `intercept`, `prior` and `log_loss`, in nats, of each fold under the fit to the others (0.693 is that
+        of saying one half each time).
+    Raises:
+        ValueError: more similar pairs match less often, or not more.
+    Source: Platt, Probabilistic outputs for support vector machines, 1999, section 2.2.
+    """
+    slope, intercept = _logistic_fit(similarities, same)
+    if slope <= 0:
+        raise ValueError(f"similarity does not tell matches (slope {slope:.3g}): no probability can be read off it")
+    losses = []
+    for fold in np.unique(folds):
+        rest, mine = folds != fold, folds == fold
+        a, b = _logistic_fit(similarities[rest], same[rest])
+        losses.append(log_loss(same[mine], expit(a * similarities[mine] + b), labels=[False, True]) * mine.sum())
+    return {"slope": slope, "intercept": intercept, "prior": 0.5, "log_loss": float(np.sum(losses) / len(same))}
+
+
+def _logistic_fit(similarities: np.ndarray, same: np.ndarray) -> tuple[float, float]:
+    """Slope and intercept; each pair counts for both labels, by Platt's soft label, and each kind of pairs as one."""
+    genuine = np.count_nonzero(same)
+    kinds = np.where(same, genuine, len(same) - genuine)  # (N,): pairs of the same kind
+    wrong = 1 / (kinds + 2)  # Platt's target of an impostor pair, and what a genuine pair's lacks to 1
+    labels = np.concatenate([same, ~same])
+    weights = np.concatenate([1 - wrong, wrong]) / np.tile(kinds, 2) * len(same) / 2
+    fit = LogisticRegression(C=np.inf, tol=1e-8).fit(np.tile(similarities, 2)[:, None], labels, sample_weight=weights)
+    return float(fit.coef_[0, 0]), float(fit.intercept_[0])
 
 
 def verification_report(

@@ -1,7 +1,8 @@
-"""Evaluation results as a file and as a table. `results.json` is the one place where scores live."""
+"""Evaluation results as files and as tables. `results.json` is the one place where scores live."""
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -73,16 +74,20 @@ def printable_output() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def results_table(results: Sequence[dict[str, Any]]) -> str:
-    """Results as plain text, one row an embedder and benchmark, then notes and warnings.
+_HEADER = ["embedder", "benchmark", "data", "pairs", "folds", "accuracy", "AUC", "EER", "TAR@FAR", "img/s"]
+_UNITS = (
+    "accuracy: k-fold, mean ± population standard deviation over the folds, in %; EER and TAR in %; full protocol in "
+    "results.json"
+)
+_SYNTHETIC = "synthetic: rendered faces, no people; such numbers say nothing about real faces"
 
-    Accuracies and rates are in percent. TAR@FAR is shown for the two lowest false accept rates that the set supports.
-    """
-    header = ["embedder", "benchmark", "data", "pairs", "folds", "accuracy", "AUC", "EER", "TAR@FAR", "img/s"]
+
+def _rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Cells for people; a row an embedder and benchmark, and below it one a domain."""
     rows = []
-    notes = []
     for result in results:
         rates = [f"{100 * rate['tar']:.2f}@{rate['far']:g}" for rate in result["tar_at_far"][-2:]]
+        speed = result["images_per_second"]
         rows.append(
             [
                 result["embedder"]["name"],
@@ -94,7 +99,7 @@ def results_table(results: Sequence[dict[str, Any]]) -> str:
                 f"{result['auc']:.4f}",
                 f"{100 * result['eer']:.2f}",
                 " ".join(rates) or "-",
-                f"{result['images_per_second']:.1f}",
+                "-" if speed is None else f"{speed:.1f}",
             ]
         )
         for name, scores in (result["domains"] or {}).items():
@@ -102,14 +107,50 @@ def results_table(results: Sequence[dict[str, Any]]) -> str:
             rows.append(
                 ["", f"  {name}", "", f"{scores['pairs']:,}", "", f"{100 * scores['accuracy']:.2f}", auc, "", "", ""]
             )
-        notes += [f"{result['benchmark']}: {warning}" for warning in result["warnings"]]
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in
-             [header, ["-" * width for width in widths], *rows]]  # fmt: skip
-    lines.append(
-        "accuracy: k-fold, mean ± population standard deviation over the folds, in %; EER and TAR in %; "
-        "full protocol in results.json"
-    )
+    return rows
+
+
+def _notes(results: Sequence[dict[str, Any]]) -> list[str]:
+    notes = [_UNITS]
     if any(result["data"] == "synthetic" for result in results):
-        lines.append("synthetic: rendered faces, no people; such numbers say nothing about real faces")
-    return "\n".join(lines + [f"warning: {note}" for note in dict.fromkeys(notes)])
+        notes.append(_SYNTHETIC)
+    warnings = [f"warning: {result['benchmark']}: {text}" for result in results for text in result["warnings"]]
+    return notes + list(dict.fromkeys(warnings))
+
+
+def results_table(results: Sequence[dict[str, Any]]) -> str:
+    """Results as plain text, one row an embedder and benchmark, then notes and warnings.
+
+    Accuracies and rates are in percent. TAR@FAR is shown for the two lowest false accept rates that the set supports.
+    """
+    rows = _rows(results)
+    widths = [max(len(row[i]) for row in [_HEADER, *rows]) for i in range(len(_HEADER))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in
+             [_HEADER, ["-" * width for width in widths], *rows]]  # fmt: skip
+    return "\n".join(lines + _notes(results))
+
+
+def write_tables(folder: Path, results: Sequence[dict[str, Any]]) -> list[Path]:
+    """The table as `results.md`, and every number as `results.csv`: fractions, a row an embedder and benchmark.
+
+    Returns:
+        paths of the files.
+    """
+    lines = [_HEADER, ["---"] * len(_HEADER), *_rows(results)]
+    table = ["| " + " | ".join(cell.strip().replace("|", "\\|") for cell in line) + " |" for line in lines]
+    markdown = "\n".join([*table, "", *(f"- {note}" for note in _notes(results))]) + "\n"
+    content = io.StringIO()
+    rates = sorted({rate["far"] for result in results for rate in result["tar_at_far"]}, reverse=True)
+    plain = ("benchmark", "data", "pairs", "genuine", "impostor", "images", "accuracy", "accuracy_std", "auc", "eer")
+    writer = csv.writer(content, lineterminator="\n")
+    intervals = ["accuracy_low", "accuracy_high", "auc_low", "auc_high"]
+    writer.writerow(["embedder", *plain, *intervals, *(f"tar@far={far:g}" for far in rates)])
+    for result in results:
+        tars = {rate["far"]: rate["tar"] for rate in result["tar_at_far"]}
+        ends = [*result["accuracy_interval"], *(result["auc_interval"] or ["", ""])]
+        numbers = [*(result[key] for key in plain), *ends, *(tars.get(far, "") for far in rates)]
+        writer.writerow([result["embedder"]["name"], *numbers])
+    files = {folder / "results.md": markdown, folder / "results.csv": content.getvalue()}
+    for file, text in files.items():
+        write_text_atomically(file, text)
+    return list(files)

@@ -23,6 +23,8 @@ from typing import Any
 
 import yaml
 
+from adaptface.data.protocols import is_cfp_split, is_lfw_list
+
 TRACKERS = ("tensorboard", "trackio", "wandb")
 SYNTHETIC = "synthetic"  # train_data: render the embedded synthetic faces into the run folder
 TINY_RANDOM = "tiny-random"  # backbone: write a tiny, randomly initialised Dinov2 into the run folder
@@ -398,15 +400,19 @@ def _expand(name: str, value: str) -> str:
 
 
 # LFW and its kin (CALFW, CPLFW, XQLFW...), CFP, AgeDB, IJB and others, however their files are called.
-_BENCHMARKS = re.compile(r"(?<!ha)lfw|cfp|agedb|vgg2?_?fp|tinyface|megaface|(?<![a-z])(ijb|rfw|bfw)")
+_BENCHMARKS = re.compile(r"(?<!ha)lfw|cfp|age[-_]?db|vgg2?_?fp|tinyface|megaface|(?<![a-z])(ijb|rfw|bfw)")
 
 
 def _refuse_benchmark(setting: str, value: str | None) -> None:
-    """A checkpoint chosen on a benchmark makes the benchmark's number worthless. It is told by its name."""
+    """A checkpoint chosen on a benchmark makes the benchmark's number worthless.
+
+    It is told by its name (lfw.bin, pairs_lfw.csv, lfw/pairs.txt), or by a form that only LFW and CFP have.
+    """
     if value is None:
         return
-    path = Path(value.lower())
-    if any(_BENCHMARKS.search(name) for name in (path.name, path.parent.name)):  # lfw.bin, pairs_lfw.csv, lfw/pairs.txt
+    path = Path(value).absolute()
+    named = any(_BENCHMARKS.search(name.lower()) for name in (path.name, path.parent.name))
+    if named or is_cfp_split(path) or (path.suffix.lower() == ".txt" and path.is_file() and is_lfw_list(path)):
         raise ValueError(
             f"{setting}: {value!r} is a benchmark; selecting a checkpoint on it would make its result meaningless. "
             "Use pairs of identities that are in no benchmark, and measure the benchmark with eval_benchmarks.py"

@@ -21,6 +21,12 @@ TINY_BACKBONE = {
 }
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_embeddings(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests keep nothing in the user's cache, and find nothing there."""
+    os.environ["ADAPTFACE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def tiny_backbone_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved Dinov2 of three blocks, hidden size 32, with weights large enough to tell blocks apart."""

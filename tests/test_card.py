@@ -98,9 +98,19 @@ def test_a_local_base_makes_a_development_release(tmp_path: Path) -> None:
 
 
 def test_thresholds_and_warnings_are_shown() -> None:
-    config = AdaptFaceConfig(thresholds={"lfw, FAR 1e-3": 0.41})
+    point = {"far": 0.001, "threshold": 0.41, "threshold_interval": [0.39, None], "measured_far": 0.001}
+    point |= {"far_interval": [0.0003, 0.0029], "tar": 0.9, "tar_interval": [0.88, 0.92]}
+    calibration = {"slope": 12.0, "intercept": -3.0, "prior": 0.5, "log_loss": 0.1}
+    config = AdaptFaceConfig(
+        thresholds={
+            "benchmark": "lfw", "data": "synthetic", "pairs": 6000, "genuine": 3000, "impostor": 3000,
+            "embedding": "summed", "operating_points": [point], "calibration": calibration,
+        }
+    )  # fmt: skip
     text, _ = _card(config, rows=[_row(warnings=["3 pairs repeat an earlier pair"])])
-    assert "| lfw, FAR 1e-3 | 0.41 |" in text
+    assert "| 0.001 | 0.4100 (0.3900 to ?) | 0.100 % (0.030 to 0.290) | 90.00 % (88.00 to 92.00) |" in text
+    assert "Measured on lfw (synthetic faces): 3,000 impostor and 3,000 genuine pairs; summed." in text
+    assert "1 / (1 + exp(3.000 - 12.000 s))" in text
     assert "lfw, warning: 3 pairs repeat an earlier pair." in text
 
 

@@ -1,6 +1,7 @@
 """The configuration: what it derives, what it refuses, what it writes."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,30 @@ def test_no_router_where_there_is_nothing_to_mix(values: dict[str, Any]) -> None
     assert bool(config.adapted_layers) == ("adaptation" not in values)
 
 
+THRESHOLDS = {
+    "operating_points": [{"far": 0.01, "threshold": 0.3}, {"far": 0.001, "threshold": 0.4}],
+    "calibration": {"slope": 10.0, "intercept": -3.0},
+}
+
+
+def test_thresholds_and_match_probability() -> None:
+    config = AdaptFaceConfig(thresholds=THRESHOLDS)
+    assert config.threshold(0.001) == 0.4
+    with pytest.raises(ValueError, match=r"no threshold at a false accept rate of 0\.0001: measured are 0\.01, 0\.001"):
+        config.threshold(1e-4)
+    assert config.match_probability(0.3) == pytest.approx(0.5)
+    odds = math.exp(10 * 0.5 - 3) * 0.01 / 0.99  # Bayes: posterior odds are likelihood ratio times prior odds
+    assert config.match_probability(0.5, prior=0.01) == pytest.approx(odds / (1 + odds))
+    assert config.match_probability(-200) == 0 and config.match_probability(200) == 1  # no overflow
+    for call in (lambda: AdaptFaceConfig().threshold(0.01), lambda: AdaptFaceConfig().match_probability(0.5)):
+        with pytest.raises(ValueError, match="was measured"):
+            call()
+
+
 def test_round_trip_through_json(tmp_path: Path) -> None:
     base = Dinov2Config(hidden_size=32, num_hidden_layers=3, num_attention_heads=2)
     base._name_or_path = "/home/someone/secret"
-    config = AdaptFaceConfig(backbone_config=base, domains=["a", "b"], router_layer=0, thresholds={"1e-3": 0.4})
+    config = AdaptFaceConfig(backbone_config=base, domains=["a", "b"], router_layer=0, thresholds=THRESHOLDS)
     config.save_pretrained(tmp_path)
     text = (tmp_path / "config.json").read_text(encoding="utf-8")
     assert "secret" not in text
@@ -39,12 +60,14 @@ def test_round_trip_through_json(tmp_path: Path) -> None:
     again = AdaptFaceConfig.from_pretrained(tmp_path)
     written = {k: v for k, v in config.to_dict().items() if k != "architectures"}
     assert {k: v for k, v in again.to_dict().items() if k in written} == written
-    assert again.router_layer == 0 and again.thresholds == {"1e-3": 0.4}
+    assert again.router_layer == 0 and again.thresholds == THRESHOLDS
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"thresholds": {"1e-3": 0.4}}, "thresholds=.*: leave them to eval_benchmarks.py --write_thresholds"),
+        ({"thresholds": THRESHOLDS | {"calibration": {"slope": None, "intercept": 0}}}, "thresholds=.*: leave them"),
         ({"adaptation": "lore"}, "adaptation='lore': choose one of lora, frozen, full"),
         ({"adapter_targets": "qkv"}, "adapter_targets='qkv': choose one of attention"),
         ({"lora_rank": 0}, "lora_rank=0: give a whole number above 0"),

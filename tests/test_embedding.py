@@ -2,7 +2,9 @@
 
 import builtins
 import hashlib
+import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -33,7 +35,7 @@ from typer.testing import CliRunner
 from adaptface import cli
 from adaptface.data.benchmarks import load_pairs
 from adaptface.embedders import BackboneEmbedder, ModelEmbedder, OnnxEmbedder, Preprocess, check_model
-from adaptface.embedding import embed_images
+from adaptface.embedding import StoredEmbeddings, embed_distinct, embed_images
 from adaptface.evaluation import SuspectLabelsError, evaluate_pairs
 from image_processing_adaptface import AdaptFaceImageProcessor
 from modeling_adaptface import AdaptFaceModel
@@ -60,6 +62,9 @@ class ChannelMeans:
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "stand-in", "name": self.name}
+
+    def identity(self) -> dict[str, Any] | None:
+        return self.describe()
 
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
         self.batches.append(len(pixel_values))
@@ -422,7 +427,7 @@ def write_pairs(folder: Path, wrong: bool = False) -> Path:
 
 def test_evaluation_scores_the_cosines_of_the_listed_pairs(tmp_path: Path) -> None:
     pairs = load_pairs(write_pairs(tmp_path))
-    result = evaluate_pairs(ChannelMeans(), pairs, batch_size=7, progress=False)
+    result = evaluate_pairs(ChannelMeans(), pairs, batch_size=7, progress=False).result
     cosines = []
     for number in range(20):
         a, b = (normalised(Image.open(tmp_path / "dev" / f"{number}{letter}.png"))[0, 0] for letter in "ab")
@@ -440,7 +445,7 @@ def test_suspect_labels_stop_the_evaluation_or_become_warnings(tmp_path: Path) -
     pairs = load_pairs(write_pairs(tmp_path / "wrong", wrong=True))
     with pytest.raises(SuspectLabelsError, match=r"AUC 0\.\d+ is below 0.5"):
         evaluate_pairs(ChannelMeans(), pairs, progress=False)
-    lenient = evaluate_pairs(ChannelMeans(), pairs, strict=False, progress=False)
+    lenient = evaluate_pairs(ChannelMeans(), pairs, strict=False, progress=False).result
     assert lenient["auc"] < 0.5 and "below 0.5" in lenient["warnings"][0]
 
     path = write_pairs(tmp_path / "unbalanced")
@@ -450,7 +455,123 @@ def test_suspect_labels_stop_the_evaluation_or_become_warnings(tmp_path: Path) -
     with pytest.raises(SuspectLabelsError, match="fold 0 has 2 genuine of 2"):
         evaluate_pairs(embedder, load_pairs(path), progress=False)
     assert not embedder.batches, "labels are checked before any image is embedded"
-    assert "unbalanced" in evaluate_pairs(embedder, load_pairs(path), strict=False, progress=False)["warnings"][0]
+    lenient = evaluate_pairs(embedder, load_pairs(path), strict=False, progress=False).result
+    assert "unbalanced" in lenient["warnings"][0]
+
+
+# ---------------------------------------------------------------------------------- content, cache, stored embeddings
+def test_images_of_the_same_content_are_embedded_once_and_known_ones_not_at_all(tmp_path: Path) -> None:
+    pairs = load_pairs(write_pairs(tmp_path))
+    for name in ("1a.png", "7b.png"):
+        shutil.copy(tmp_path / "dev" / "0a.png", tmp_path / "dev" / name)
+    plain = embed_images(ChannelMeans(), pairs.images, progress=False)
+    embedder = ChannelMeans()
+    embeddings, rows, computed = embed_distinct(embedder, pairs.images, batch_size=16, progress=False)
+    assert computed == 38 == len(embeddings) and sum(embedder.batches) == 2 * 38
+    assert np.array_equal(embeddings[rows], plain)
+
+    cache = tmp_path / "cache"
+    partly = ChannelMeans()
+    with pytest.raises(ZeroDivisionError):  # stopped after the first batch, which is kept
+        partly.preprocess = FailsAt(20, partly.preprocess)  # type: ignore[assignment]
+        embed_distinct(partly, pairs.images, batch_size=16, cache_dir=cache, progress=False)
+    for expected in (22, 0):
+        again = embed_distinct(ChannelMeans(), pairs.images, batch_size=16, cache_dir=cache, progress=False)
+        assert again.computed == expected and np.array_equal(again.embeddings[again.rows], plain)
+    unflipped = embed_distinct(ChannelMeans(), pairs.images, flip=False, cache_dir=cache, progress=False)
+    assert unflipped.computed == 38, "another protocol"
+
+
+class FailsAt:
+    """Preprocessing that breaks down at one call."""
+
+    def __init__(self, call: int, preprocess: Preprocess) -> None:
+        self.left = call
+        self.preprocess = preprocess
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        self.left -= 1
+        return self.preprocess(image) / (1 // bool(self.left))
+
+
+def test_what_an_embedding_depends_on(tiny_model: AdaptFaceModel, tiny_backbone_dir: Path, tmp_path: Path) -> None:
+    processor = AdaptFaceImageProcessor(size=56)
+    assert ModelEmbedder(tiny_model, processor).identity() is None, "a live model may change"
+    tiny_model.save_pretrained(tmp_path / "m")
+    processor.save_pretrained(tmp_path / "m")
+
+    def identity(**config: Any) -> str:
+        content = json.loads((tmp_path / "m" / "config.json").read_text(encoding="utf-8"))
+        shutil.rmtree(tmp_path / "n", ignore_errors=True)
+        shutil.copytree(tmp_path / "m", tmp_path / "n")
+        (tmp_path / "n" / "config.json").write_text(json.dumps(content | config), encoding="utf-8")
+        return json.dumps(ModelEmbedder.from_pretrained(tmp_path / "n", device="cpu").identity(), sort_keys=True)
+
+    same = identity()
+    thresholds = {"operating_points": [], "calibration": {"slope": 1, "intercept": 0}}
+    assert identity(thresholds=thresholds) == same
+    assert identity(lora_alpha=2.0) != same, "the same weights under another scaling are another model"
+    shutil.copytree(tmp_path / "m", tmp_path / "moved")
+    moved = ModelEmbedder.from_pretrained(tmp_path / "moved", device="cpu").identity()
+    assert json.dumps(moved, sort_keys=True) == same, "where a model lies does not matter"
+    sizes = [BackboneEmbedder.from_pretrained(tiny_backbone_dir, None, size, "cpu").identity() for size in (28, 56)]
+    assert None not in sizes and sizes[0] != sizes[1]
+
+
+def write_stored(path: Path, **arrays: Any) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def test_stored_embeddings_are_scored_like_those_of_an_embedder(tmp_path: Path) -> None:
+    pairs = load_pairs(write_pairs(tmp_path))
+    names = [Path(pairs.images.where(index)).name for index in range(len(pairs.images))]
+    digests = [hashlib.sha256((tmp_path / "dev" / name).read_bytes()).hexdigest() for name in names]
+    embeddings = 7 * embed_images(ChannelMeans(), pairs.images, progress=False)  # of any length
+    expected = evaluate_pairs(ChannelMeans(), pairs, progress=False)
+    order = np.random.default_rng(0).permutation(len(names))
+    for key, values in (("files", names), ("files", [f"dev/{name}" for name in names]), ("sha256", digests)):
+        arrays = {key: np.array(values)[order], "embeddings": embeddings[order]}
+        stored = StoredEmbeddings(write_stored(tmp_path / "peer.npz", **arrays))
+        result, distances = evaluate_pairs(stored, pairs)
+        assert np.allclose(distances, expected.distances, atol=1e-6)
+        assert result["accuracy"] == expected.result["accuracy"] and result["images"] == 40 and result["embedded"] == 0
+        assert result["protocol"]["embedding"] == "embeddings as given, L2-normalised"
+        assert result["embedder"]["kind"] == "embeddings" and result["embedder"]["name"] == "peer.npz"
+    few = StoredEmbeddings(write_stored(tmp_path / "few.npz", files=np.array(names[:-3]), embeddings=embeddings[:-3]))
+    with pytest.raises(ValueError, match=r"few\.npz: has no row for 3 of 40 images\n.*" + re.escape(names[-3])):
+        evaluate_pairs(few, pairs)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (
+            {"embeddings": np.ones((2, 3))},
+            "expected `embeddings` .* and `files` or `sha256` .*, found embeddings",
+        ),
+        ({"files": np.array(["a", "b"])}, "expected `embeddings`"),
+        ({"embeddings": np.ones(2), "files": np.array(["a", "b"])}, "expected `embeddings`"),
+        ({"embeddings": np.ones((2, 3)), "files": np.array(["a"])}, "`files` must be 2 texts"),
+        ({"embeddings": np.ones((2, 3)), "sha256": np.array([1, 2])}, "`sha256` must be 2 texts"),
+        ({"embeddings": np.ones((2, 3)), "files": np.array(["a", "a"])}, "1 rows are of an image that another"),
+        ({"embeddings": np.array([[1.0], [np.nan]]), "files": np.array(["a", "b"])}, r"row 1 .b. is zero, NaN or"),
+        ({"embeddings": np.ones((1, 3)), "files": np.array([{}], dtype=object)}, "cannot be read as .npz: .*pickle"),
+    ],
+)
+def test_bad_files_of_embeddings(arrays: dict[str, np.ndarray], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"peer\.npz: .*{message}"):
+        StoredEmbeddings(write_stored(tmp_path / "peer.npz", **arrays))
+
+
+def test_what_is_no_file_of_embeddings(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no file of embeddings at"):
+        StoredEmbeddings(tmp_path / "none.npz")
+    np.save(tmp_path / "one.npy", np.ones(3))
+    (tmp_path / "page.npz").write_bytes(b"<html>")
+    for name in ("one.npy", "page.npz"):
+        with pytest.raises(ValueError, match=f"{name}: cannot be read as .npz"):
+            StoredEmbeddings(tmp_path / name)
 
 
 # ---------------------------------------------------------------------------------------------------------- real faces
@@ -462,7 +583,7 @@ def test_mobilefacenet_on_the_development_pairs(real_faces: Path) -> None:
     peer = real_faces.parent / "models" / "MobileFaceNet.onnx"
     if not peer.is_file():
         pytest.skip("MobileFaceNet.onnx is not beside the real faces")
-    result = evaluate_pairs(OnnxEmbedder(peer), load_pairs(real_faces / "faces_dev_pairs.csv"), progress=False)
+    result = evaluate_pairs(OnnxEmbedder(peer), load_pairs(real_faces / "faces_dev_pairs.csv"), progress=False).result
     assert (result["pairs"], result["images"], len(result["fold_accuracies"])) == (3200, 4992, 10)
     assert result["accuracy"] == pytest.approx(0.99125, abs=1e-9)
     assert result["accuracy_std"] == pytest.approx(0.0048, abs=5e-5)

@@ -1,5 +1,6 @@
 """The evaluation script end to end on a tiny backbone, its table and its results file."""
 
+import csv
 import io
 import json
 import os
@@ -14,11 +15,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoModel
 
 import eval_benchmarks
-from adaptface.report import results_table, write_results
+from adaptface.report import results_table, write_results, write_tables
+from image_processing_adaptface import AdaptFaceImageProcessor
+from modeling_adaptface import AdaptFaceModel
 
 ROOT = Path(__file__).resolve().parent.parent
+NAMES = ("dev_pairs", "second")
+TABLES = {"results.json", "results.md", "results.csv"}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +60,12 @@ def test_script_writes_results_and_prints_one_row_each(
     assert content["command"] == ["eval_benchmarks.py", *arguments]
     assert {"python", "torch", "transformers", "numpy"} <= set(content["versions"])
     assert content["machine"]["cpus"] >= 1 and content["date"].endswith("+00:00")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["results.json"]  # nothing half-written is left
+    names = {path.name for path in (tmp_path / "out").iterdir()}  # nothing half-written is left
+    sheets = {f"worst_pairs_{n + 1}_{tiny_backbone_dir.name}_{name}.png" for n, name in enumerate(NAMES)}
+    assert names == {*TABLES, "roc.png", "det.png", "scores.png", "domains.png", *sheets}
+    for name in names - TABLES:
+        with Image.open(tmp_path / "out" / name) as picture:
+            assert picture.width > 300 and len(picture.convert("L").getcolors() or "many") > 20, f"{name} is blank"
     first = results[0]
     assert first["data"] == "synthetic" and first["auc"] > 0.5
     assert first["protocol"]["folds"] == "the list's own 10 folds"
@@ -91,9 +102,9 @@ def test_options_reach_the_embedders(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         "0",
     ]
     options = eval_benchmarks.parse_arguments(words)
-    for load in eval_benchmarks.embedder_loaders(options):
-        load()
     cpu = torch.device("cpu")
+    for load in eval_benchmarks.embedder_loaders(options, cpu):
+        load()
     assert calls == {
         "check": [("me/one", "r1"), ("me/two", "r1"), ("it/base", "r2")],
         "model": [("me/one", "r1", cpu), ("me/two", "r1", cpu)],
@@ -113,7 +124,7 @@ def run_script(benchmark_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
 
     def run(output_dir: Path, *backbones: Path) -> None:
         words = [word for folder in backbones for word in ("--zero_shot", str(folder))]
-        words += ["--benchmark", str(benchmark_path), "--device", "cpu", "--output_dir", str(output_dir)]
+        words += ["--benchmark", str(benchmark_path), "--device", "cpu", "--no_plots", "--output_dir", str(output_dir)]
         monkeypatch.setattr(sys, "argv", ["eval_benchmarks.py", *words])
         runpy.run_path(str(ROOT / "eval_benchmarks.py"), run_name="__main__")
 
@@ -134,7 +145,8 @@ def test_a_failed_run_leaves_earlier_results_and_keeps_its_finished_rows(
     assert str(stop.value).startswith("error: ") and "\n" not in str(stop.value) and not list(out.iterdir())
     run_script(out, tiny_backbone_dir)
     printed = capsys.readouterr().out
-    assert printed.endswith(f"written to {file}\n") and list(out.iterdir()) == [file]
+    assert printed.endswith(f"written to {file}; beside it: results.md, results.csv\n")
+    assert {path.name for path in out.iterdir()} == TABLES
     before = file.read_bytes()
 
     with pytest.raises(SystemExit) as stop:
@@ -152,8 +164,10 @@ def test_a_failed_run_leaves_earlier_results_and_keeps_its_finished_rows(
     run_script(out, tiny_backbone_dir, tiny_backbone_dir)
     printed = capsys.readouterr()
     assert f"{partial} holds rows of a run that did not end; this run replaces it" in printed.err
-    assert printed.out.endswith(f"written to {file}, in place of an earlier one\n")
-    assert list(out.iterdir()) == [file] and len(json.loads(file.read_text(encoding="utf-8"))["results"]) == 2
+    assert f"\nwritten to {file}, in place of an earlier one; beside it: " in printed.out
+    assert {path.name for path in out.iterdir()} == TABLES and len(
+        json.loads(file.read_text(encoding="utf-8"))["results"]
+    ) == 2
 
 
 def test_paths_that_the_console_cannot_show_do_not_end_an_evaluation(
@@ -186,6 +200,88 @@ def test_table_shows_only_supported_rates_domains_and_warnings() -> None:
     assert "warning: lfw: odd" in table and "synthetic" not in table
 
 
+def test_tables_for_people_and_for_programs(tmp_path: Path) -> None:
+    result = {
+        "embedder": {"name": "a|b"}, "benchmark": "lfw", "data": "unspecified", "pairs": 6000, "genuine": 3000,
+        "impostor": 3000, "images": 7701, "fold_accuracies": [0.9] * 10, "accuracy": 0.98765, "accuracy_std": 0.00432,
+        "accuracy_interval": [0.98, 0.99], "auc": 0.99876, "auc_interval": None, "eer": 0.0123,
+        "tar_at_far": [{"far": 0.01, "tar": 0.97}, {"far": 0.001, "tar": 0.95}],
+        "domains": None, "warnings": [], "images_per_second": None,
+    }  # fmt: skip
+    small = result | {"benchmark": "small", "tar_at_far": [{"far": 0.1, "tar": 0.5}], "auc_interval": [0.1, 0.2]}
+    markdown, table = write_tables(tmp_path, [result, small])
+    lines = markdown.read_text(encoding="utf-8").splitlines()
+    assert lines[1].count("---") == lines[0].count("|") - 1
+    assert lines[2].startswith("| a\\|b | lfw | unspecified | 6,000 | 10 | 98.77 ± 0.43 | 0.9988 |")
+    first, second = csv.DictReader(io.StringIO(table.read_text(encoding="utf-8")))
+    assert (first["embedder"], first["accuracy"], first["accuracy_high"]) == ("a|b", "0.98765", "0.99")
+    assert [first[f"tar@far={far}"] for far in ("0.1", "0.01", "0.001")] == ["", "0.97", "0.95"]
+    assert [second[f"tar@far={far}"] for far in ("0.1", "0.01", "0.001")] == ["0.5", "", ""]
+    assert first["auc_low"] == "" and second["auc_low"] == "0.1"
+
+
+@pytest.fixture(scope="module")
+def many_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three hundred pairs of ten textures, of which the thirty impostor pairs support a false accept rate of 0.1."""
+    folder = tmp_path_factory.mktemp("many")
+    rng = np.random.default_rng(1)
+    lines = ["fold,image_a,image_b,same"]
+    for number in range(10):
+        for letter in "ab":
+            pixels = rng.integers(0, 256, (7, 7, 3)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}{letter}.png")
+    for fold in range(10):
+        for step in range(3):
+            lines.append(f"{fold},{fold}a.png,{(fold + step + 1) % 10}a.png,0")
+            lines.append(f"{fold},{fold}{'ab'[step % 2]}.png,{fold}{'ab'[step % 2]}.png,1")
+    (folder / "many.csv").write_text("\n".join(lines), encoding="utf-8")
+    return folder / "many.csv"
+
+
+def test_thresholds_go_into_the_config_of_the_model(
+    tiny_model: AdaptFaceModel, many_pairs: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    tiny_model.save_pretrained(folder)
+    AdaptFaceImageProcessor(size=56).save_pretrained(folder)
+    before = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    words = ["--model", str(folder), "--benchmark", str(many_pairs), "--device", "cpu", "--no_plots"]
+    words += ["--output_dir", str(tmp_path / "out"), "--write_thresholds"]
+    with pytest.raises(ValueError, match="--write_thresholds lfw: must name one of the benchmarks, here many"):
+        eval_benchmarks.main([*words, "lfw"])
+    (result,) = eval_benchmarks.main([*words, "many"])
+
+    after = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    written = after.pop("thresholds")
+    assert after == {key: value for key, value in before.items() if key != "thresholds"}
+    assert written["benchmark"] == "many" and written["impostor"] == 30 and written["data"] == "unspecified"
+    assert written["weights_sha256"] == result["embedder"]["weights_sha256"] is not None
+    config = AutoModel.from_pretrained(folder, trust_remote_code=True).config
+    assert config.threshold(0.1) == result["tar_at_far"][0]["threshold"]
+    assert config.match_probability(1.0) > 0.5 > config.match_probability(-1.0)
+    again = eval_benchmarks.main([*words, "many"])[0]
+    assert again["embedded"] == 0, "thresholds do not change what an embedding is"
+
+
+@pytest.mark.distributed
+def test_several_processes_measure_what_one_does(tiny_backbone_dir: Path, benchmark_path: Path, tmp_path: Path) -> None:
+    rows = []
+    for processes in (1, 2, 3):
+        out = tmp_path / str(processes)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        command += ["eval_benchmarks.py", "--zero_shot", str(tiny_backbone_dir), "--benchmark", str(benchmark_path)]
+        command += ["--output_dir", str(out), "--no_plots", "--device", "cpu"]
+        command += ["--batch_size", "7", "--cache_dir", str(out / "cache")]  # 80 images: 12 batches, the last of 3
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("written to") == 1
+        (row,) = json.loads((out / "results.json").read_text(encoding="utf-8"))["results"]
+        assert row["embedded"] == 80
+        rows.append({key: value for key, value in row.items() if key not in ("seconds", "images_per_second")})
+    assert rows[0] == rows[1] == rows[2]
+
+
 def test_results_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = write_results(tmp_path, [{"accuracy": 0.5}], ["eval"])
     before = path.read_bytes()
@@ -197,7 +293,7 @@ def test_results_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "nothing to evaluate: give --model, --zero_shot or --onnx"),
+        ([], "nothing to evaluate: give --model, --zero_shot, --onnx or --embeddings"),
         (["--zero_shot", "x", "--batch_size", "0"], "'0' is not a whole number of at least 1"),
         (["--zero_shot", "x", "--num_workers", "-1"], "whole number of at least 0"),
         (["--zero_shot", "x", "--device", "quantum"], "cannot use 'quantum'"),
@@ -208,6 +304,8 @@ def test_results_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
         (["--model", "x", "--onnx_size", "112"], "--onnx_size without --onnx"),
         (["--model", "x", "--onnx_mean", "0", "0", "0"], "--onnx_mean without --onnx"),
         (["--model", "x", "--onnx_std", "1", "1", "1"], "--onnx_std without --onnx"),
+        (["--zero_shot", "x", "--write_thresholds", "dev_pairs"], "--write_thresholds without --model"),
+        (["--model", "me/x", "--write_thresholds", "dev_pairs"], "needs model folders, and me/x is none"),
     ],
 )
 def test_bad_arguments_are_refused(

@@ -16,10 +16,10 @@ SCRIPTS = {"train_accelerate", "eval_benchmarks", "dev"}
 LAYERS = {
     0: SHIPPED,
     1: {"adaptface", "adaptface.losses", "adaptface.metrics", "adaptface.schedule", "adaptface.settings",
-        "adaptface.checkpoint", "adaptface.files", "adaptface.memory", "adaptface.tracking",
-        "adaptface.report", "adaptface.data"},
-    2: {"adaptface.embedders", "adaptface.embedding", "adaptface.evaluation", "adaptface.card",
-        "adaptface.clean_load"},
+        "adaptface.cache", "adaptface.checkpoint", "adaptface.files", "adaptface.memory", "adaptface.processes",
+        "adaptface.tracking", "adaptface.report", "adaptface.plots", "adaptface.data"},
+    2: {"adaptface.embedders", "adaptface.embedding", "adaptface.evaluation", "adaptface.thresholds",
+        "adaptface.card", "adaptface.clean_load"},
     3: {"adaptface.release"},
     4: {*SCRIPTS, "adaptface.cli"},
 }  # fmt: skip

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
+from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold
 
@@ -13,6 +15,7 @@ from adaptface.metrics import (
     equal_error_rate,
     group_scores,
     kfold_accuracy,
+    match_calibration,
     pair_distances,
     supports_far,
     suspect_folds,
@@ -136,6 +139,55 @@ def test_tied_impostors_never_exceed_the_far() -> None:
     similarities = np.array([0.5] * 100 + [0.9] * 100)
     result = tar_at_far(similarities, np.repeat([False, True], 100), 0.1)
     assert result["measured_far"] == 0 and result["tar"] == 1
+
+
+def test_threshold_interval_holds_the_true_quantile() -> None:
+    """Its ends are impostor scores, and 95 of 100 such intervals must hold the quantile of the scores' own law."""
+    rng = np.random.default_rng(3)
+    held = 0
+    for _ in range(300):
+        impostors = rng.normal(size=1000)
+        point = tar_at_far(np.append(impostors, 9.0), np.append(np.zeros(1000, bool), True), 0.05)
+        low, high = point["threshold_interval"]
+        assert low in impostors and high in impostors and low < point["threshold"] < high
+        held += low <= norm.ppf(0.95) <= high
+    assert 0.92 < held / 300 < 0.99
+    few = tar_at_far(np.append(np.arange(3000.0), 9e9), np.append(np.zeros(3000, bool), True), 1e-3)
+    assert few["threshold_interval"][1] is None, "the largest score of all bounds nothing from above"
+
+
+def test_calibration_is_the_least_loss_under_softened_labels() -> None:
+    rng = np.random.default_rng(4)
+    same = rng.random(900) < 0.3
+    similarities = np.where(same, rng.normal(0.5, 0.2, 900), rng.normal(0.1, 0.15, 900))
+    genuine = same.sum()
+    targets = np.where(same, (genuine + 1) / (genuine + 2), 1 / (900 - genuine + 2))  # Platt, eq. for t+ and t-
+    weights = np.where(same, 1 / genuine, 1 / (900 - genuine))
+
+    def loss(line: np.ndarray) -> float:
+        probability = 1 / (1 + np.exp(-(line[0] * similarities + line[1])))
+        return float(-(weights * (targets * np.log(probability) + (1 - targets) * np.log(1 - probability))).sum())
+
+    folds = contiguous_folds(900)
+    calibration = match_calibration(similarities, same, folds)
+    expected = minimize(loss, [1.0, 0.0], tol=1e-12).x
+    assert [calibration["slope"], calibration["intercept"]] == pytest.approx(expected, rel=1e-4)
+    assert 0 < calibration["log_loss"] < np.log(2) and calibration["prior"] == 0.5
+
+    apart = np.where(same, 0.9, 0.1)
+    assert 0 < match_calibration(apart, same, folds)["slope"] < 100, "no overlap, and yet finite"
+    with pytest.raises(ValueError, match="does not tell matches"):
+        match_calibration(-similarities, same, folds)
+
+
+def test_calibrated_probabilities_are_frequencies() -> None:
+    """Scores of two normal laws of one width: the true log odds are a line, which the fit must find."""
+    rng = np.random.default_rng(5)
+    same = np.arange(40_000) % 2 == 0
+    similarities = np.where(same, 0.6, 0.2) + rng.normal(0, 0.2, 40_000)
+    calibration = match_calibration(similarities, same, contiguous_folds(40_000))
+    assert calibration["slope"] == pytest.approx((0.6 - 0.2) / 0.2**2, rel=0.05)
+    assert calibration["intercept"] == pytest.approx(-(0.6**2 - 0.2**2) / (2 * 0.2**2), rel=0.05)
 
 
 def test_group_scores_use_the_thresholds_of_the_whole_list() -> None:

@@ -84,7 +84,7 @@ def test_paths_expand_variables_or_say_which_is_missing(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("name", [
     "lfw.bin", "cfp_fp.bin", "agedb_30.bin", "calfw.bin", "CPLFW.bin", "ijbc.bin", "lfw_pairs.csv", "my_lfw.bin",
     "lfw/pairs.txt", "AgeDB30.txt", "cfpfp.bin", "lfwpairs.csv", "xqlfw.bin", "sllfw_pairs.txt", "vgg2_fp.bin",
-    "rfw/pairs.csv", "tinyface.csv", "IJB-C.csv",
+    "rfw/pairs.csv", "tinyface.csv", "IJB-C.csv", "age-db-30.bin",
 ])  # fmt: skip
 def test_no_checkpoint_is_selected_on_a_benchmark(name: str) -> None:
     with pytest.raises(ValueError, match=r"dev_pairs: .* is a benchmark"):
@@ -93,6 +93,25 @@ def test_no_checkpoint_is_selected_on_a_benchmark(name: str) -> None:
         TrainSettings(dev_pairs="mine.csv", dev_images=f"data/{name}")
     for harmless in ("data/my_dev.bin", "data/self_made/pairs.csv", "halfway/surfwear.csv"):
         assert TrainSettings(dev_pairs=harmless).dev_pairs == harmless
+
+
+def test_a_benchmark_is_told_by_its_form_and_by_the_folder_one_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "data" / "Protocol" / "Split" / "FP"
+    (folder / "01").mkdir(parents=True)
+    for name in ("same.txt", "diff.txt"):
+        (folder / "01" / name).write_text("1,2\n", encoding="utf-8")
+    (tmp_path / "list.txt").write_text("10\t300\nA 1 2\n", encoding="utf-8")
+    (tmp_path / "own.txt").write_text("a.png b.png 1\n", encoding="utf-8")
+    (tmp_path / "lfw").mkdir()
+    for path in (folder, tmp_path / "list.txt"):
+        with pytest.raises(ValueError, match="is a benchmark"):
+            TrainSettings(dev_pairs=str(path))
+    assert TrainSettings(dev_pairs=str(tmp_path / "own.txt")).dev_pairs
+    monkeypatch.chdir(tmp_path / "lfw")
+    with pytest.raises(ValueError, match="is a benchmark"):
+        TrainSettings(dev_pairs="pairs.csv")
 
 
 def test_a_run_folder_that_cannot_be_made(tmp_path: Path) -> None:

@@ -1,0 +1,64 @@
+"""Embeddings that were computed before, by the content of the image: an evaluation that is repeated embeds nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_AT_ONCE = 500  # values in one query; SQLite's oldest limit is 999
+
+
+def default_cache_dir() -> Path:
+    """`ADAPTFACE_CACHE`, else `adaptface` in the user's cache folder."""
+    if folder := os.environ.get("ADAPTFACE_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "adaptface"
+
+
+class EmbeddingCache:
+    """Embeddings of one embedder in one SQLite file, which several runs may read and write at a time.
+
+    Args:
+        folder: created if it is not there; gets a file for each embedder.
+        identity: everything that the embeddings depend on beside the image, JSON-ready.
+    Raises:
+        OSError: the file cannot be opened or is none of SQLite's.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        self.path = folder / f"embeddings-{digest[:32]}.sqlite"
+        try:
+            self._database = sqlite3.connect(self.path, timeout=60)
+            self._database.execute(
+                "create table if not exists embeddings (digest blob primary key, embedding blob) without rowid"
+            )
+        except sqlite3.Error as error:
+            raise OSError(f"{self.path}: cannot be used as a cache ({error}); delete it") from error
+
+    def find(self, digests: Sequence[bytes]) -> dict[bytes, np.ndarray]:
+        """The embeddings, float32 of shape `(E,)`, of those images that are known."""
+        found: dict[bytes, np.ndarray] = {}
+        for start in range(0, len(digests), _AT_ONCE):
+            some = list(digests[start : start + _AT_ONCE])
+            places = ",".join("?" * len(some))
+            rows = self._database.execute(f"select * from embeddings where digest in ({places})", some)
+            found |= {digest: np.frombuffer(embedding, np.float32) for digest, embedding in rows}
+        return found
+
+    def keep(self, digests: Sequence[bytes], embeddings: np.ndarray) -> None:
+        """Add the embeddings, `(N, E)`, of images; all of them or, after an error, none."""
+        rows = [(digest, row.astype(np.float32).tobytes()) for digest, row in zip(digests, embeddings, strict=True)]
+        with self._database:
+            self._database.executemany("insert or replace into embeddings values (?, ?)", rows)
+
+    def close(self) -> None:
+        self._database.close()

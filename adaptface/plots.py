@@ -1,0 +1,167 @@
+"""Evaluation results as pictures: ROC, DET, score histograms, accuracy by domain, and the pairs that went worst.
+
+The sheets of worst pairs show faces: they are for the eyes of whoever owns the data, and no release takes them along.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from scipy.stats import norm
+from sklearn.metrics import roc_curve
+
+from adaptface.data.pairs import PairSet
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+GENUINE, IMPOSTOR = "#4477aa", "#ee6677"  # Paul Tol's bright scheme, told apart by colour-blind people
+_WORST = 6  # pairs of each kind on a sheet
+_SIDE = 112  # px of a face on a sheet
+_RATES = (0.0001, 0.001, 0.01, 0.05, 0.1, 0.2, 0.4)  # ticks of a DET curve
+
+
+class Scored(NamedTuple):
+    """An embedder's cosine similarity of each pair of a list, `(N,)`."""
+
+    embedder: str
+    pair_set: PairSet
+    similarities: np.ndarray
+
+
+def draw_plots(folder: Path, scored: Sequence[Scored], results: Sequence[dict[str, Any]]) -> list[Path]:
+    """Draw everything into a folder, in place of earlier pictures.
+
+    Args:
+        scored: one an embedder and benchmark.
+        results: what `results.json` says, in the same order.
+    Returns:
+        paths of the pictures.
+    """
+    pictures = {"roc": _curves(scored, _roc), "det": _curves(scored, _det), "scores": _histograms(scored)}
+    if any(result["domains"] for result in results):
+        pictures["domains"] = _domains(results)
+    for number, one in enumerate(scored, start=1):
+        slug = re.sub(r"[^\w.-]+", "_", f"{Path(one.embedder).name}_{one.pair_set.name}")
+        pictures[f"worst_pairs_{number}_{slug}"] = _worst_pairs(one)
+    files = []
+    for name, figure in pictures.items():
+        files.append(folder / f"{name}.png")
+        figure.savefig(files[-1], dpi=110)
+    return files
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure  # without pyplot: no window, no global state
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _curves(scored: Sequence[Scored], draw: Callable[[Axes, np.ndarray, np.ndarray, str], None]) -> Figure:
+    """A panel a benchmark, a curve an embedder."""
+    benchmarks: dict[int, list[Scored]] = {}
+    for one in scored:
+        benchmarks.setdefault(id(one.pair_set), []).append(one)
+    columns = min(3, len(benchmarks))
+    rows = -(-len(benchmarks) // columns)
+    figure = _figure(5 * columns, 4.2 * rows)
+    for number, members in enumerate(benchmarks.values(), start=1):
+        axes = figure.add_subplot(rows, columns, number)
+        for one in members:
+            far, tar, _ = roc_curve(one.pair_set.same, one.similarities)
+            draw(axes, far, tar, Path(one.embedder).name)
+        axes.set_title(_title(members[0].pair_set))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    return figure
+
+
+def _title(pair_set: PairSet) -> str:
+    return f"{pair_set.name} (synthetic faces)" if pair_set.synthetic else pair_set.name
+
+
+def _roc(axes: Axes, far: np.ndarray, tar: np.ndarray, name: str) -> None:
+    axes.step(far, tar, where="post", label=name)
+    least = min(far[far > 0].min(), 0.1)  # of one impostor, or of several with one score
+    axes.set(xscale="log", xlim=(least, 1), xlabel="false accept rate", ylabel="true accept rate", ylim=(0, 1.01))
+
+
+def _det(axes: Axes, far: np.ndarray, tar: np.ndarray, name: str) -> None:
+    """Both errors on the scale of a normal deviate, where normal scores give a straight line (Martin et al., 1997)."""
+    inner = (far > 0) & (tar < 1)
+    axes.plot(norm.ppf(far[inner]), norm.ppf(1 - tar[inner]), label=name)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(norm.ppf(_RATES).tolist(), [f"{rate:g}" for rate in _RATES])
+    limits = norm.ppf([np.clip(far[far > 0].min(), _RATES[0], 0.1), 0.6])
+    axes.set(xlabel="false accept rate", ylabel="false reject rate", xlim=limits, ylim=limits)
+
+
+def _histograms(scored: Sequence[Scored]) -> Figure:
+    figure = _figure(6, 2.6 * len(scored))
+    for number, one in enumerate(scored, start=1):
+        axes = figure.add_subplot(len(scored), 1, number)
+        edges = np.linspace(one.similarities.min(), one.similarities.max(), 61).tolist()
+        for same, colour, label in ((True, GENUINE, "genuine"), (False, IMPOSTOR, "impostor")):
+            axes.hist(
+                one.similarities[one.pair_set.same == same], edges, density=True, color=colour, alpha=0.6, label=label
+            )
+        axes.set(title=f"{Path(one.embedder).name}, {_title(one.pair_set)}", ylabel="density")
+        axes.legend(fontsize="small")
+    axes.set_xlabel("cosine similarity")
+    return figure
+
+
+def _domains(results: Sequence[dict[str, Any]]) -> Figure:
+    """Accuracy of each domain of each benchmark, a bar an embedder."""
+    with_domains = [result for result in results if result["domains"]]
+    names = list(dict.fromkeys(result["embedder"]["name"] for result in with_domains))
+    groups = list(dict.fromkeys((result["benchmark"], name) for result in with_domains for name in result["domains"]))
+    figure = _figure(max(5.0, 1.2 * len(groups) + 2), 4)
+    axes = figure.add_subplot()
+    width = 0.8 / len(names)
+    for number, name in enumerate(names):
+        accuracies = {
+            (result["benchmark"], domain): 100 * scores["accuracy"]
+            for result in with_domains
+            if result["embedder"]["name"] == name
+            for domain, scores in result["domains"].items()
+        }
+        places = [at + (number - (len(names) - 1) / 2) * width for at in range(len(groups))]
+        bars = axes.bar(places, [accuracies.get(group, 0.0) for group in groups], width, label=Path(name).name)
+        axes.bar_label(bars, fmt="%.1f", fontsize="x-small")
+    axes.set_xticks(range(len(groups)), [f"{domain}\n{benchmark}" for benchmark, domain in groups])
+    axes.set(ylabel="accuracy, %", ylim=(0, 105))
+    axes.axhline(50, color="grey", linewidth=0.8, linestyle=":")  # what chance gives
+    axes.legend(fontsize="small", loc="lower right")
+    return figure
+
+
+def _worst_pairs(one: Scored) -> Figure:
+    """The impostor pairs most alike, and the genuine pairs least alike."""
+    order = np.argsort(one.similarities, kind="stable")
+    same = one.pair_set.same
+    kinds = {
+        "impostor pairs, most alike": [index for index in order[::-1] if not same[index]][:_WORST],
+        "genuine pairs, least alike": [index for index in order if same[index]][:_WORST],
+    }
+    figure = _figure(1.5 * _WORST, 7.2)
+    figure.suptitle(f"{Path(one.embedder).name}, {_title(one.pair_set)}")
+    for row, (kind, pairs) in enumerate(kinds.items()):
+        axes = figure.add_subplot(2, 1, row + 1)
+        sheet = Image.new("RGB", (_WORST * _SIDE, 2 * _SIDE), "white")
+        for column, pair in enumerate(pairs):
+            for below, index in enumerate((one.pair_set.index_a[pair], one.pair_set.index_b[pair])):
+                face = one.pair_set.images[index].resize((_SIDE - 4, _SIDE - 4))
+                sheet.paste(face, (column * _SIDE + 2, below * _SIDE + 2))
+        axes.imshow(np.asarray(sheet))
+        centres = [(column + 0.5) * _SIDE for column in range(len(pairs))]
+        axes.set_xticks(centres, [f"{one.similarities[pair]:.3f}" for pair in pairs])
+        axes.set(yticks=[], title=kind)
+        axes.tick_params(length=0)
+    return figure
