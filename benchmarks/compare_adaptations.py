@@ -78,7 +78,7 @@ def evaluate(folder: Path, pairs: list[str], arguments: list[str], threads: int)
     if not results.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         call(
-            "eval_benchmarks.py", *arguments, *pairs, "--output_dir", str(folder),
+            "eval_benchmarks.py", *arguments, *pairs, "--no_cache", "--no_plots", "--output_dir", str(folder),
             threads=threads, log=folder / "eval.log",
         )  # fmt: skip
     return json.loads(results.read_text(encoding="utf-8"))
