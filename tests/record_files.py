@@ -37,11 +37,12 @@ def pack(label: float | Sequence[float], number: int, image: bytes = b"") -> byt
 
 def write_records(path: Path, payloads: dict[int, bytes]) -> Path:
     """`path` and its index, the records in the order given."""
-    content, index = b"", ""
+    frames, index, offset = [], "", 0
     for key, payload in payloads.items():
-        index += f"{key}\t{len(content)}\n"
-        content += frame(payload)
-    path.write_bytes(content)
+        index += f"{key}\t{offset}\n"
+        frames.append(frame(payload))
+        offset += len(frames[-1])
+    path.write_bytes(b"".join(frames))
     path.with_suffix(".idx").write_text(index)
     return path
 
