@@ -292,7 +292,7 @@ def _require_support(name: str, rate: float, trials: str, count: int) -> None:
 
 
 def _threshold(impostors: np.ndarray, rate: float) -> float:
-    """Threshold that floor(rate * n) of n scores exceed, or fewer where some are equal: just below them."""
+    """Threshold that floor(rate * n) of n scores exceed, or fewer where equal scores lie on it."""
     allowed = math.floor(rate * len(impostors) + 1e-9)
     return float(np.quantile(impostors, 1 - allowed / len(impostors)))
 

@@ -18,8 +18,8 @@ LAYERS = {
     1: {"adaptface", "adaptface.losses", "adaptface.metrics", "adaptface.schedule", "adaptface.settings",
         "adaptface.checkpoint", "adaptface.files", "adaptface.memory", "adaptface.tracking",
         "adaptface.report", "adaptface.data"},
-    2: {"adaptface.embedders", "adaptface.embedding", "adaptface.evaluation", "adaptface.card",
-        "adaptface.clean_load"},
+    2: {"adaptface.embedders", "adaptface.embedding", "adaptface.evaluation", "adaptface.templates",
+        "adaptface.card", "adaptface.clean_load"},
     3: {"adaptface.release"},
     4: {*SCRIPTS, "adaptface.cli"},
 }  # fmt: skip
