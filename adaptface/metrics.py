@@ -1,4 +1,4 @@
-"""Face verification metrics: k-fold accuracy, AUC, EER and TAR at a false accept rate.
+"""Metrics of face verification (k-fold accuracy, AUC, EER, TAR at a false accept rate) and of identification.
 
 A leaf: numpy, scipy and scikit-learn only. A pair is accepted as "same person" iff its squared distance d < t,
 strictly; for L2-normalised embeddings d = ||a - b||^2 = 2 - 2 cos. Rates are fractions in [0, 1], never percent.
@@ -14,16 +14,19 @@ import numpy as np
 from scipy.special import expit
 from scipy.stats import binomtest, quantile_test
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss, roc_auc_score, roc_curve
+from sklearn.metrics import auc, log_loss, roc_auc_score, roc_curve
 
 # insightface `eval/verification.py`: 400 thresholds on the squared distance.
 THRESHOLDS = np.arange(0, 4, 0.01)
 FALSE_ACCEPT_RATES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-# The fewest impostor pairs that must lie above a threshold before it is reported as a measured FAR.
+FALSE_POSITIVE_IDENTIFICATION_RATES = (1e-1, 1e-2, 1e-3)
+RANKS = (1, 5, 10)
+# The fewest impostor pairs (or non-mated searches) that must lie above a threshold before its rate counts as measured.
 MIN_FALSE_ACCEPTS = 3
 NUM_FOLDS = 10
 CONFIDENCE = 0.95
 BOOTSTRAP_SAMPLES = 10_000
+_BLOCK = 1024  # pairs or probes scored at a time
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,52 @@ class VerificationReport:
     unsupported_fars: list[float]
 
 
+@dataclass(frozen=True)
+class RocReport:
+    """What many scored pairs without folds, as IJB has them, say about an embedder. Rates are fractions.
+
+    Attributes:
+        auc: area under the ROC of the raw scores.
+        eer, eer_threshold: equal error rate, and the similarity where it is reached.
+        tar_at_far: one dict for each FAR the set supports, as from [`tar_at_far`], but for the nearest FAR of the ROC
+            (see [`roc_report`]) and accepted iff at or above `threshold`.
+        unsupported_fars: the FARs asked for that the impostor pairs cannot support.
+    """
+
+    pairs: int
+    genuine: int
+    impostor: int
+    auc: float
+    eer: float
+    eer_threshold: float
+    tar_at_far: list[dict[str, Any]]
+    unsupported_fars: list[float]
+
+
+@dataclass(frozen=True)
+class IdentificationReport:
+    """What searches of a gallery say about an embedder (1:N, open set). Rates are fractions, intervals Wilson's, 95 %.
+
+    A search is mated if the probe's subject is enrolled. The rank of its mate is one more than the candidates of other
+    subjects that score at least as high: ties count against the mate.
+
+    Attributes:
+        searches, mated, nonmated, enrolled: searches in all and of each kind; templates of the gallery.
+        rank_rates: for each rank `rank`, `rate` (share of the mated searches whose mate is among so many first
+            candidates, without a threshold) and `rate_interval`.
+        tpir_at_fpir: one dict for each FPIR the searches support; see [`tpir_at_fpir`].
+        unsupported_fpirs: the FPIRs asked for that the non-mated searches cannot support.
+    """
+
+    searches: int
+    mated: int
+    nonmated: int
+    enrolled: int
+    rank_rates: list[dict[str, Any]]
+    tpir_at_fpir: list[dict[str, Any]]
+    unsupported_fpirs: list[float]
+
+
 def pair_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Squared Euclidean distances of two aligned lists of embeddings, in float64 as the reference computes them.
 
@@ -82,6 +131,14 @@ def contiguous_folds(num_pairs: int, num_folds: int = NUM_FOLDS) -> np.ndarray:
         raise ValueError(f"{num_pairs} pairs cannot be cut into {num_folds} folds; give at least one pair a fold")
     sizes = [len(block) for block in np.array_split(np.arange(num_pairs), num_folds)]
     return np.repeat(np.arange(num_folds), sizes)  # (N,)
+
+
+def only_one_kind(same: np.ndarray) -> str | None:
+    """What is wrong with a list whose pairs are all genuine or all impostor pairs."""
+    genuine = int(np.count_nonzero(same))
+    if 0 < genuine < len(same):
+        return None
+    return f"all {len(same)} pairs are {'genuine' if genuine else 'impostor'} pairs; verification needs both kinds"
 
 
 def suspect_folds(same: np.ndarray, folds: np.ndarray) -> list[str]:
@@ -144,8 +201,22 @@ def equal_error_rate(similarities: np.ndarray, same: np.ndarray) -> tuple[float,
     Returns:
         the rate, and the similarity threshold where it is reached.
     """
-    far, tar, thresholds = roc_curve(same, similarities, drop_intermediate=False)
-    thresholds[0] = thresholds[1]  # scikit-learn starts at +inf, where nothing is accepted
+    return _equal_error(_roc(similarities, same, drop_intermediate=False))
+
+
+def _roc(similarities: np.ndarray, same: np.ndarray, drop_intermediate: bool) -> tuple[np.ndarray, ...]:
+    """FARs, TARs and thresholds (accepted iff at or above), ascending but for the thresholds.
+
+    The first threshold, where nothing is accepted, is just above the highest score; scikit-learn's is infinite.
+    """
+    far, tar, thresholds = roc_curve(same, similarities, drop_intermediate=drop_intermediate)
+    thresholds[0] = np.nextafter(thresholds[1], np.inf)
+    return far, tar, thresholds
+
+
+def _equal_error(curve: tuple[np.ndarray, ...]) -> tuple[float, float]:
+    """Where the points of a ROC, joined by lines, have as many false accepts as false rejects."""
+    far, tar, thresholds = curve
     gap = far - (1 - tar)  # ascends from -1 to 1
     after = int(np.argmax(gap >= 0))
     share = -gap[after - 1] / (gap[after] - gap[after - 1])
@@ -214,6 +285,24 @@ def auc_interval(similarities: np.ndarray, same: np.ndarray, folds: np.ndarray) 
     return _percentiles(won / ((draws @ positives) * (draws @ negatives)))
 
 
+def _require_support(name: str, rate: float, trials: str, count: int) -> None:
+    if not supports_far(rate, count):
+        raise ValueError(
+            f"{name} cannot be measured on {trials}: it takes {math.ceil(MIN_FALSE_ACCEPTS / rate - 1e-6)} for "
+            f"{MIN_FALSE_ACCEPTS} expected errors"
+        )
+
+
+def _threshold(impostors: np.ndarray, rate: float) -> float:
+    """Threshold that floor(rate * n) of n scores exceed, or fewer where equal scores lie on it."""
+    return float(np.quantile(impostors, _level(rate, len(impostors))))
+
+
+def _level(rate: float, count: int) -> float:
+    """Which quantile of `count` impostor scores the threshold is."""
+    return 1 - math.floor(rate * count + 1e-9) / count
+
+
 def tar_at_far(similarities: np.ndarray, same: np.ndarray, far: float) -> dict[str, Any]:
     """True accept rate at a false accept rate.
 
@@ -229,20 +318,15 @@ def tar_at_far(similarities: np.ndarray, same: np.ndarray, far: float) -> dict[s
         ValueError: the impostor pairs are too few for this FAR.
     """
     impostors = similarities[~same]
-    if not supports_far(far, len(impostors)):
-        raise ValueError(
-            f"FAR {far:g} cannot be measured on {len(impostors)} impostor pairs: it takes "
-            f"{math.ceil(MIN_FALSE_ACCEPTS / far - 1e-6)} for {MIN_FALSE_ACCEPTS} expected errors"
-        )
-    allowed = math.floor(far * len(impostors) + 1e-9)
-    threshold = np.quantile(impostors, 1 - allowed / len(impostors))
+    _require_support(f"FAR {far:g}", far, f"{len(impostors)} impostor pairs", len(impostors))
+    threshold = _threshold(impostors, far)
     accepted, passed = similarities[same] > threshold, impostors > threshold
-    quantile = quantile_test(impostors, p=1 - allowed / len(impostors)).confidence_interval(CONFIDENCE)
+    quantile = quantile_test(impostors, p=_level(far, len(impostors))).confidence_interval(CONFIDENCE)
     return {
         "far": far,
         "tar": float(accepted.mean()),
         "tar_interval": wilson_interval(int(accepted.sum()), len(accepted)),
-        "threshold": float(threshold),
+        "threshold": threshold,
         "threshold_interval": [float(end) if math.isfinite(end) else None for end in quantile],
         "measured_far": float(passed.mean()),
         "far_interval": wilson_interval(int(passed.sum()), len(passed)),
@@ -312,11 +396,10 @@ def verification_report(
     broken = np.flatnonzero(~np.isfinite(distances))
     if len(broken):
         raise ValueError(f"{len(broken)} distances are NaN or infinite, the first is that of pair {broken[0]}")
-    genuine = int(same.sum())
-    if genuine in (0, len(same)):
-        kind = "impostor" if genuine == 0 else "genuine"
-        raise ValueError(f"all {len(same)} pairs are {kind} pairs; verification needs both kinds")
+    if problem := only_one_kind(same):
+        raise ValueError(problem)
 
+    genuine = int(same.sum())
     accuracies, thresholds = kfold_accuracy(distances, same, folds)
     similarities = 1 - distances / 2  # the cosine
     eer, eer_threshold = equal_error_rate(similarities, same)
@@ -364,3 +447,174 @@ def group_scores(
             "auc": float(roc_auc_score(same[members], -distances[members])) if 0 < genuine < pairs else None,
         }
     return scores
+
+
+def pair_similarities(embeddings: np.ndarray, index_a: np.ndarray, index_b: np.ndarray) -> np.ndarray:
+    """Cosine similarities of pairs of embeddings, a block of pairs at a time: no list of pairs is gathered whole.
+
+    Args:
+        embeddings (`np.ndarray` of shape `(T, E)`): L2-normalised.
+        index_a, index_b (`np.ndarray` of shape `(N,)`): rows of `embeddings`.
+    Returns:
+        `np.ndarray` of shape `(N,)`, float64.
+    """
+    similarities = np.empty(len(index_a))
+    for start in range(0, len(index_a), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        similarities[block] = np.einsum("ne,ne->n", embeddings[index_a[block]], embeddings[index_b[block]])
+    return similarities
+
+
+def _tar_at_nearest_far(curve: tuple[np.ndarray, ...], genuine: int, impostor: int, far: float) -> dict[str, Any]:
+    """That point of a ROC whose FAR is nearest to the one asked for; of equally near ones the one of the highest TAR.
+
+    Source: insightface, `recognition/arcface_torch/eval_ijbc.py` (step 5) and
+        `recognition/_evaluation_/ijb/ijb_evals.py`, `plot_roc_and_calculate_tpr`.
+    """
+    fars, tars, thresholds = curve
+    at = len(fars) - 1 - int(np.argmin(np.abs(fars[::-1] - far)))  # the last of the nearest
+    return {
+        "far": far,
+        "tar": float(tars[at]),
+        "tar_interval": wilson_interval(round(tars[at] * genuine), genuine),
+        "threshold": float(thresholds[at]),
+        "measured_far": float(fars[at]),
+        "far_interval": wilson_interval(round(fars[at] * impostor), impostor),
+    }
+
+
+def roc_report(similarities: np.ndarray, same: np.ndarray, fars: tuple[float, ...] = FALSE_ACCEPT_RATES) -> RocReport:
+    """Score a long list of pairs without folds, all from one ROC, at about 55 bytes a pair beside the scores.
+
+    Here TAR@FAR is, as IJB's results are, the TAR of that point of the ROC whose FAR is nearest to the one asked for,
+    which it may exceed a little. Points in a straight run of the ROC do not count (scikit-learn's default).
+
+    Args:
+        similarities (`np.ndarray` of shape `(N,)`): any finite scores, higher for the same person.
+        same (`np.ndarray` of shape `(N,)`, bool): True for genuine pairs.
+        fars: false accept rates to report; those the set cannot support are listed, not reported.
+    Raises:
+        ValueError: the pairs are of one class only, or (scikit-learn's words) a score is not finite.
+    """
+    if problem := only_one_kind(same):
+        raise ValueError(problem)
+    genuine = int(same.sum())
+    impostor = len(same) - genuine
+    curve = _roc(similarities, same, drop_intermediate=True)
+    eer, eer_threshold = _equal_error(curve)
+    supported = [far for far in fars if supports_far(far, impostor)]
+    return RocReport(
+        pairs=len(same),
+        genuine=genuine,
+        impostor=impostor,
+        auc=float(auc(curve[0], curve[1])),
+        eer=eer,
+        eer_threshold=eer_threshold,
+        tar_at_far=[_tar_at_nearest_far(curve, genuine, impostor, far) for far in supported],
+        unsupported_fars=[far for far in fars if far not in supported],
+    )
+
+
+@dataclass(frozen=True)
+class Searches:
+    """Outcome of searching a gallery with probes.
+
+    Attributes:
+        mate (`np.ndarray` of shape `(M,)`): score of the mate in each mated search.
+        rank (`np.ndarray` of shape `(M,)`): its rank, from 1; candidates of equal score rank before it.
+        best (`np.ndarray` of shape `(U,)`): highest score in each non-mated search.
+    """
+
+    mate: np.ndarray
+    rank: np.ndarray
+    best: np.ndarray
+
+
+def search(
+    probes: np.ndarray, probe_subjects: np.ndarray, gallery: np.ndarray, gallery_subjects: np.ndarray
+) -> Searches:
+    """Search a gallery with every probe; a block of probes at a time, so that no (P, G) matrix is held.
+
+    Args:
+        probes (`np.ndarray` of shape `(P, E)`), gallery (`np.ndarray` of shape `(G, E)`): L2-normalised embeddings.
+        probe_subjects (`np.ndarray` of shape `(P,)`), gallery_subjects (`np.ndarray` of shape `(G,)`): whose they are.
+    Raises:
+        ValueError: the gallery is empty, or a subject is enrolled twice.
+    """
+    order = np.argsort(gallery_subjects)
+    enrolled = gallery_subjects[order]
+    if not len(enrolled) or (enrolled[1:] == enrolled[:-1]).any():
+        raise ValueError("a gallery must enrol at least one subject, and each with one template")
+    place = np.searchsorted(enrolled, probe_subjects).clip(max=len(enrolled) - 1)
+    mated = enrolled[place] == probe_subjects  # (P,)
+    column = order[place]  # (P,): of the mate, where there is one
+    mate, rank, best = [], [], []
+    for start in range(0, len(probes), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        scores, with_mate = probes[block] @ gallery.T, mated[block]  # (B, G)
+        mates = np.take_along_axis(scores, column[block, None], axis=1)[with_mate]  # (M, 1)
+        mate.append(mates[:, 0])
+        rank.append((scores[with_mate] >= mates).sum(axis=1))  # the mate itself is counted, too
+        best.append(scores[~with_mate].max(axis=1))
+    return Searches(np.concatenate(mate), np.concatenate(rank), np.concatenate(best))
+
+
+def tpir_at_fpir(searches: Searches, fpir: float) -> dict[str, Any]:
+    """True positive identification rate at a false positive identification rate.
+
+    FPIR is the share of the non-mated searches whose best candidate scores above the threshold, TPIR the share of the
+    mated searches whose mate does *and* is at rank 1. The threshold is that of [`tar_at_far`], on the best candidates.
+
+    Returns:
+        `fpir` asked, `tpir`, `threshold` (strictly above), `measured_fpir` (never above `fpir`), and `tpir_interval`
+        and `fpir_interval`, the intervals of the two measured rates at this threshold.
+    Raises:
+        ValueError: the non-mated searches are too few for this FPIR.
+    Source: ISO/IEC 19795-1 as NIST's FRVT 1:N reports use it (NISTIR 8271, "FPIR", "FNIR" with rank 1); insightface,
+        `recognition/_evaluation_/ijb/ijb_evals.py`, `evaluation_1N`, whose threshold is the k-th best score itself.
+    """
+    _require_support(f"FPIR {fpir:g}", fpir, f"{len(searches.best)} non-mated searches", len(searches.best))
+    threshold = _threshold(searches.best, fpir)
+    found, raised = (searches.rank == 1) & (searches.mate > threshold), searches.best > threshold
+    return {
+        "fpir": fpir,
+        "tpir": float(found.mean()),
+        "tpir_interval": wilson_interval(int(found.sum()), len(found)),
+        "threshold": threshold,
+        "measured_fpir": float(raised.mean()),
+        "fpir_interval": wilson_interval(int(raised.sum()), len(raised)),
+    }
+
+
+def identification_report(
+    searches: Searches,
+    enrolled: int,
+    fpirs: tuple[float, ...] = FALSE_POSITIVE_IDENTIFICATION_RATES,
+    ranks: tuple[int, ...] = RANKS,
+) -> IdentificationReport:
+    """Rates of searches.
+
+    Args:
+        searches: from [`search`].
+        enrolled: templates of the gallery.
+        fpirs: rates to report; those the non-mated searches cannot support are listed, not reported.
+        ranks: ranks to report.
+    Raises:
+        ValueError: no search is mated.
+    """
+    mated, nonmated = len(searches.mate), len(searches.best)
+    if not mated:
+        raise ValueError(f"none of {nonmated} probes is of a subject of the gallery; identification needs some")
+    hits = {rank: int((searches.rank <= rank).sum()) for rank in ranks}
+    return IdentificationReport(
+        searches=mated + nonmated,
+        mated=mated,
+        nonmated=nonmated,
+        enrolled=enrolled,
+        rank_rates=[
+            {"rank": rank, "rate": count / mated, "rate_interval": wilson_interval(count, mated)}
+            for rank, count in hits.items()
+        ],
+        tpir_at_fpir=[tpir_at_fpir(searches, fpir) for fpir in fpirs if supports_far(fpir, nonmated)],
+        unsupported_fpirs=[fpir for fpir in fpirs if not supports_far(fpir, nonmated)],
+    )

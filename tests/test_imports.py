@@ -18,8 +18,8 @@ LAYERS = {
     1: {"adaptface", "adaptface.losses", "adaptface.metrics", "adaptface.schedule", "adaptface.settings",
         "adaptface.cache", "adaptface.checkpoint", "adaptface.files", "adaptface.memory", "adaptface.processes",
         "adaptface.tracking", "adaptface.report", "adaptface.plots", "adaptface.data"},
-    2: {"adaptface.embedders", "adaptface.embedding", "adaptface.evaluation", "adaptface.thresholds",
-        "adaptface.card", "adaptface.clean_load"},
+    2: {"adaptface.embedders", "adaptface.embedding", "adaptface.evaluation", "adaptface.templates",
+        "adaptface.thresholds", "adaptface.card", "adaptface.clean_load"},
     3: {"adaptface.release"},
     4: {*SCRIPTS, "adaptface.cli"},
 }  # fmt: skip

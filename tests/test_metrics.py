@@ -14,12 +14,17 @@ from adaptface.metrics import (
     contiguous_folds,
     equal_error_rate,
     group_scores,
+    identification_report,
     kfold_accuracy,
     match_calibration,
     pair_distances,
+    pair_similarities,
+    roc_report,
+    search,
     supports_far,
     suspect_folds,
     tar_at_far,
+    tpir_at_fpir,
     verification_report,
     wilson_interval,
 )
@@ -281,3 +286,121 @@ def test_report_has_intervals_where_they_exist() -> None:
     assert verification_report(distances, same) == report  # the same draws each time
     one_kind = np.arange(6000) < 3000  # folds of one kind only
     assert verification_report(distances, one_kind).auc_interval is None
+
+
+# --------------------------------------------------------------------------------------------------- long lists and 1:N
+def naive_nearest(similarities: np.ndarray, same: np.ndarray, far: float) -> tuple[float, float]:
+    """FAR and TAR of the ROC's nearest point: every threshold tried, points in a straight, even run left out."""
+    counts = [(0, 0)]
+    for threshold in np.unique(similarities)[::-1]:
+        accepted = similarities >= threshold
+        counts.append((int((accepted & ~same).sum()), int((accepted & same).sum())))
+    corners = [
+        now
+        for before, now, after in zip(counts, counts[1:], counts[2:], strict=False)
+        if (now[0] - before[0], now[1] - before[1]) != (after[0] - now[0], after[1] - now[1])
+    ]
+    points = [(false / (~same).sum(), true / same.sum()) for false, true in (counts[0], *corners, counts[-1])]
+    nearest = min(abs(point[0] - far) for point in points)
+    return max(point for point in points if abs(point[0] - far) == nearest)
+
+
+@pytest.mark.parametrize("decimals", [12, 2, 1])  # few decimals: many equal scores, also of both kinds
+@pytest.mark.parametrize("seed", range(4))
+def test_tar_at_the_nearest_far_is_the_naive_search(decimals: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    same = rng.random(400) < 0.2
+    similarities = rng.normal(0.8 * same, 0.5).round(decimals)
+    report = roc_report(similarities, same, (0.3, 0.1, 0.05, 0.012, 0.001))
+    assert [row["far"] for row in report.tar_at_far] == [0.3, 0.1, 0.05, 0.012] and report.unsupported_fars == [0.001]
+    for row in report.tar_at_far:
+        assert (row["measured_far"], row["tar"]) == pytest.approx(naive_nearest(similarities, same, row["far"]))
+        assert row["measured_far"] == pytest.approx((similarities[~same] >= row["threshold"]).mean())
+        assert row["tar"] == pytest.approx((similarities[same] >= row["threshold"]).mean())
+        assert row["tar_interval"] == wilson_interval(int((similarities[same] >= row["threshold"]).sum()), same.sum())
+        assert row["far_interval"][0] <= row["measured_far"] <= row["far_interval"][1]
+    assert report.auc == pytest.approx(roc_auc_score(same, similarities))
+    rate, _ = equal_error_rate(similarities, same)
+    assert report.eer == pytest.approx(rate)
+    assert (report.pairs, report.genuine, report.impostor) == (400, same.sum(), (~same).sum())
+
+
+def test_a_nearest_far_of_zero_has_a_finite_threshold_that_accepts_nobody() -> None:
+    similarities = np.array([0.9] * 10 + [0.5] * 10 + [0.1] * 10)
+    same = np.repeat([False, True, False], 10)
+    row = roc_report(similarities, same, (0.15,)).tar_at_far[0]
+    assert (row["measured_far"], row["tar"]) == (0, 0) and 0.9 < row["threshold"] < 1
+
+
+def test_pairs_of_one_kind_have_no_roc() -> None:
+    with pytest.raises(ValueError, match="all 9 pairs are impostor pairs; verification needs both kinds"):
+        roc_report(np.arange(9.0), np.zeros(9, dtype=bool))
+
+
+def test_similarities_of_pairs_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_BLOCK", 7)
+    rng = np.random.default_rng(0)
+    embeddings, index = rng.normal(size=(20, 5)), rng.integers(0, 20, (2, 50)).astype(np.int32)
+    assert pair_similarities(embeddings, *index) == pytest.approx((embeddings @ embeddings.T)[tuple(index)])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_searches_are_the_full_matrix(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small whole numbers: products are exact, and many candidates score the same."""
+    monkeypatch.setattr(metrics, "_BLOCK", 16)
+    rng = np.random.default_rng(seed)
+    gallery_subjects = rng.permutation(40)[:15]
+    probe_subjects = rng.integers(0, 40, 200)
+    looks = rng.integers(-3, 4, (40, 6)).astype(float)
+    gallery = looks[gallery_subjects] + rng.integers(-1, 2, (15, 6))
+    probes = looks[probe_subjects] + rng.integers(-1, 2, (200, 6))
+    matrix = probes @ gallery.T  # (200, 15)
+    ranks, mates, best = [], [], []
+    for scores, subject in zip(matrix, probe_subjects, strict=True):
+        if subject in gallery_subjects:
+            mate = scores[gallery_subjects == subject][0]
+            others = scores[gallery_subjects != subject]
+            mates.append(mate)
+            ranks.append(1 + int((others >= mate).sum()))  # an equal score of another subject comes first
+        else:
+            best.append(scores.max())
+    found = search(probes, probe_subjects, gallery, gallery_subjects)
+    assert (found.mate.tolist(), found.rank.tolist(), found.best.tolist()) == (mates, ranks, best)
+    assert sum((matrix == matrix.max(axis=1, keepdims=True)).sum(axis=1) > 1) > 5  # there are ties at the top
+
+    report = identification_report(found, enrolled=15, fpirs=(0.5, 0.1, 0.01), ranks=(1, 3))
+    assert (report.searches, report.mated, report.nonmated, report.enrolled) == (200, len(mates), len(best), 15)
+    for row in report.rank_rates:
+        hits = sum(rank <= row["rank"] for rank in ranks)
+        assert row["rate"] == hits / len(ranks) and row["rate_interval"] == wilson_interval(hits, len(ranks))
+    assert [row["rank"] for row in report.rank_rates] == [1, 3]
+    assert [row["fpir"] for row in report.tpir_at_fpir] == [0.5, 0.1] and report.unsupported_fpirs == [0.01]
+    for row in report.tpir_at_fpir:
+        raised = sum(score > row["threshold"] for score in best)
+        hits = sum(rank == 1 and mate > row["threshold"] for rank, mate in zip(ranks, mates, strict=True))
+        assert row["tpir"] == hits / len(mates) and row["tpir_interval"] == wilson_interval(hits, len(mates))
+        assert row["measured_fpir"] == raised / len(best) <= row["fpir"]
+        assert row["fpir_interval"] == wilson_interval(raised, len(best))
+
+
+def test_tpir_lets_exactly_the_allowed_searches_raise_an_alarm() -> None:
+    rng = np.random.default_rng(0)
+    found = metrics.Searches(rng.normal(2, 1, 50), rng.integers(1, 3, 50), rng.normal(0, 1, 300))
+    row = tpir_at_fpir(found, 0.01)
+    assert np.sort(found.best)[-4] < row["threshold"] < np.sort(found.best)[-3] and row["measured_fpir"] == 0.01
+    with pytest.raises(
+        ValueError, match=r"FPIR 0\.001 cannot be measured on 300 non-mated searches: it takes 3000 for 3"
+    ):
+        tpir_at_fpir(found, 0.001)
+
+
+def test_galleries_that_cannot_be_searched() -> None:
+    rows = np.eye(3)
+    with pytest.raises(ValueError, match="each with one template"):
+        search(rows, np.arange(3), rows, np.array([4, 7, 4]))
+    with pytest.raises(ValueError, match="at least one subject"):
+        search(rows, np.arange(3), rows[:0], np.arange(0))
+    with pytest.raises(ValueError, match="none of 3 probes is of a subject of the gallery"):
+        identification_report(search(rows, np.arange(3), rows, np.array([4, 7, 5])), enrolled=3)
+    all_mated = identification_report(search(rows, np.arange(3), rows, np.arange(3)), enrolled=3)
+    assert all_mated.rank_rates[0]["rate"] == 1 and all_mated.tpir_at_fpir == []

@@ -3,6 +3,7 @@
 import io
 from functools import cache
 
+import numpy as np
 from PIL import Image
 
 from image_processing_adaptface import FORMATS, AdaptFaceImageProcessor, ImageLike
@@ -11,6 +12,11 @@ from image_processing_adaptface import FORMATS, AdaptFaceImageProcessor, ImageLi
 def load_image(image: ImageLike, name: str) -> Image.Image:
     """Upright RGB image of a path or of encoded bytes; errors call it `name`. See `AdaptFaceImageProcessor.load`."""
     return _processor().load(image, name=name)
+
+
+def align_image(image: ImageLike, landmarks: np.ndarray, name: str) -> Image.Image:
+    """The aligned 112 px crop of a photo with five landmarks `(5, 2)`. See `AdaptFaceImageProcessor.align`."""
+    return _processor().align(image, landmarks, name=name)
 
 
 def picture_format(content: bytes, name: str) -> tuple[str, str]:

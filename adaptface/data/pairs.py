@@ -13,7 +13,7 @@ from PIL import Image
 from adaptface.data.base import problems
 from adaptface.data.images import load_image
 from adaptface.data.synthetic import PARAMETERS_FILE
-from adaptface.metrics import contiguous_folds, suspect_folds
+from adaptface.metrics import contiguous_folds, only_one_kind, suspect_folds
 
 
 class PairImages:
@@ -72,39 +72,47 @@ class PairSet:
     def __len__(self) -> int:
         return len(self.same)
 
-    def _keys(self) -> np.ndarray:
-        """One number for each unordered pair of images, shape `(N,)`."""
-        low, high = np.minimum(self.index_a, self.index_b), np.maximum(self.index_a, self.index_b)
-        return low * len(self.images) + high
-
     def suspect_labels(self) -> list[str]:
         """Signs that labels are wrong: unbalanced folds, a pair with both labels, an image unlike itself."""
-        problems = suspect_folds(self.same, self.folds)
-        conflicts = len(np.intersect1d(self._keys()[self.same], self._keys()[~self.same]))
-        if conflicts:
-            problems.append(f"{conflicts} pairs are listed both as genuine and as impostor")
-        if selves := int(np.count_nonzero((self.index_a == self.index_b) & ~self.same)):
-            problems.append(f"{selves} impostor pairs compare an image with itself")
-        return problems
+        return suspect_folds(self.same, self.folds) + contradictions(self.index_a, self.index_b, self.same, "an image")
 
     def notes(self) -> list[str]:
         """Harmless oddities worth a line in a report: repeated pairs, images compared with themselves."""
-        notes = []
-        if repeated := len(self) - len(np.unique(self._keys())):
-            notes.append(f"{repeated} pairs repeat an earlier pair")
-        if selves := int(np.count_nonzero((self.index_a == self.index_b) & self.same)):
-            notes.append(f"{selves} genuine pairs compare an image with itself")
-        return notes
+        return oddities(self.index_a, self.index_b, self.same, "an image")
+
+
+def _keys(index_a: np.ndarray, index_b: np.ndarray) -> np.ndarray:
+    """One number for each unordered pair, int64 of shape `(N,)`."""
+    low, high = np.minimum(index_a, index_b), np.maximum(index_a, index_b)
+    return low.astype(np.int64) * (int(high.max(initial=0)) + 1) + high
+
+
+def contradictions(index_a: np.ndarray, index_b: np.ndarray, same: np.ndarray, thing: str) -> list[str]:
+    """Say which pairs have both labels, or call `thing` ("an image") unlike itself."""
+    keys, found = _keys(index_a, index_b), []
+    if conflicts := len(np.intersect1d(keys[same], keys[~same])):
+        found.append(f"{conflicts} pairs are listed both as genuine and as impostor")
+    if selves := int(np.count_nonzero((index_a == index_b) & ~same)):
+        found.append(f"{selves} impostor pairs compare {thing} with itself")
+    return found
+
+
+def oddities(index_a: np.ndarray, index_b: np.ndarray, same: np.ndarray, thing: str) -> list[str]:
+    """Say how many pairs are repeated, and how many compare `thing` with itself."""
+    found = []
+    if repeated := len(same) - len(np.unique(_keys(index_a, index_b))):
+        found.append(f"{repeated} pairs repeat an earlier pair")
+    if selves := int(np.count_nonzero((index_a == index_b) & same)):
+        found.append(f"{selves} genuine pairs compare {thing} with itself")
+    return found
 
 
 def pair_set(
     path: Path, images: PairImages, indices: np.ndarray, same: np.ndarray, folds: np.ndarray | None, **fields: Any
 ) -> PairSet:
     """Check labels and folds, and build the set; `indices` has the shape `(N, 2)`."""
-    genuine = int(same.sum())
-    if genuine in (0, len(same)):
-        kind = "impostor" if genuine == 0 else "genuine"
-        raise ValueError(f"{path}: all {len(same)} pairs are {kind} pairs; verification needs both kinds")
+    if problem := only_one_kind(same):
+        raise ValueError(f"{path}: {problem}")
     if folds is None:
         try:
             folds = contiguous_folds(len(same))

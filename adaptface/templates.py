@@ -1,0 +1,178 @@
+"""Template sets (IJB-B, IJB-C) -> results of verification (1:1) and identification (1:N), for any embedder."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+
+from adaptface.data.templates import Subjects, TemplateSet
+from adaptface.embedders import Embedder
+from adaptface.embedding import feature_batches
+from adaptface.evaluation import SuspectLabelsError
+from adaptface.metrics import (
+    MIN_FALSE_ACCEPTS,
+    IdentificationReport,
+    identification_report,
+    pair_similarities,
+    roc_report,
+    search,
+)
+
+PROTOCOL = {
+    "embedding": "features of image and mirror image added raw, times the detector's score; mean over the images of a "
+    "medium, sum over the media of a template, L2-normalised",
+    "score": "cosine of two templates",
+    "tar_at_far": "the point of the ROC (intermediate points dropped) whose FAR is nearest; accepted at or above its "
+    f"threshold; at least {MIN_FALSE_ACCEPTS} errors",
+    "identification": "open set, every probe against each gallery; ties count against the mate. TPIR: mate at rank 1 "
+    "and above the threshold; FPIR: best candidate of a non-mated search above it; threshold interpolated on these; at "
+    f"least {MIN_FALSE_ACCEPTS} errors; mean over the galleries unweighted",
+}
+
+
+def image_weights(template_set: TemplateSet) -> np.ndarray:
+    """What each image's features count for in its template: the detector's score over the images of its medium there.
+
+    A sum of media means is the sum over all images of their features so weighted.
+
+    Returns:
+        `np.ndarray` of shape `(I,)`, float64.
+    """
+    medium = np.stack([template_set.template, template_set.media])  # (2, I)
+    _, group, sizes = np.unique(medium, axis=1, return_inverse=True, return_counts=True)
+    return template_set.scores / sizes[group]
+
+
+def template_features(
+    embedder: Embedder,
+    template_set: TemplateSet,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    progress: bool = True,
+    processes: PartialState | None = None,
+) -> np.ndarray:
+    """Embed templates: the features of an image and of its mirror image are added raw and weighted by the detector's
+    score, then averaged over each medium, summed over the media and L2-normalised.
+
+    Nothing is held but a batch and one row a template.
+
+    Args:
+        embedder, batch_size, num_workers, progress, processes: see [`~embedding.feature_batches`].
+        template_set: from `load_ijb`.
+    Returns:
+        `np.ndarray` of shape `(T, E)`, float64 as in the reference, rows of length 1, in the order of
+        `template_set.templates`.
+    Raises:
+        ValueError: see [`~embedding.feature_batches`]; a template's features add up to zero, or all its scores are 0.
+    Source: insightface, `recognition/arcface_torch/eval_ijbc.py`, `image2template_feature`, with its settings N1 (norms
+        kept), D1 (detector's score) and F1 (flip added).
+    """
+    images, weights = template_set.images, image_weights(template_set)
+    sums: np.ndarray | None = None
+    batches = feature_batches(
+        embedder, images, batch_size, num_workers=num_workers, progress=progress, processes=processes
+    )
+    for start, features in batches:
+        batch = slice(start, start + len(features))
+        if sums is None:
+            sums = np.zeros((len(template_set.templates), features.shape[1]))
+        np.add.at(sums, template_set.template[batch], weights[batch, None] * features.numpy())
+    assert sums is not None
+    norms = np.linalg.norm(sums, axis=1, keepdims=True)  # (T, 1)
+    if zero := np.flatnonzero(norms == 0).tolist():
+        raise ValueError(
+            f"{template_set.name}, {embedder.name}: the features of {len(zero)} templates are zero, the first is "
+            f"template {template_set.templates[zero[0]]}; are the detector's scores of its images 0?"
+        )
+    return np.divide(sums, norms, out=sums)
+
+
+def _identification(features: np.ndarray, probes: Subjects, gallery: Subjects) -> IdentificationReport:
+    found = search(features[probes.index], probes.subjects, features[gallery.index], gallery.subjects)
+    return identification_report(found, enrolled=len(gallery.index))
+
+
+def _mean_over_galleries(reports: list[IdentificationReport]) -> dict[str, Any]:
+    """Plain means of the galleries' rates, where all of them have the rate."""
+    by_rank = zip(*(report.rank_rates for report in reports), strict=True)
+    fpirs = [{row["fpir"]: row["tpir"] for row in report.tpir_at_fpir} for report in reports]
+    return {
+        "rank_rates": [
+            {"rank": rows[0]["rank"], "rate": float(np.mean([row["rate"] for row in rows]))} for rows in by_rank
+        ],
+        "tpir_at_fpir": [
+            {"fpir": fpir, "tpir": float(np.mean([rates[fpir] for rates in fpirs]))}
+            for fpir in fpirs[0]
+            if all(fpir in rates for rates in fpirs)
+        ],
+    }
+
+
+def evaluate_templates(
+    embedder: Embedder,
+    template_set: TemplateSet,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    strict: bool = True,
+    progress: bool = True,
+    processes: PartialState | None = None,
+) -> dict[str, Any]:
+    """Run IJB's verification protocol and, where the set has galleries, its identification protocol.
+
+    Args:
+        embedder, batch_size, num_workers, progress, processes: see [`template_features`].
+        template_set: from `load_ijb`.
+        strict: stop where labels look wrong: contradicting labels, a template unlike itself, an AUC below 0.5. False
+            puts a line into `warnings` instead.
+    Returns:
+        `dict`, JSON-ready: `benchmark`, `data` ("synthetic" or "unspecified"), `protocol`, `embedder`, `images`,
+        `templates`, `embedding_size`, the fields of [`~metrics.RocReport`], `identification` (None without galleries;
+        `galleries`, by name the fields of [`~metrics.IdentificationReport`], and `mean`), `warnings`, `seconds` and
+        `images_per_second` (of embedding).
+    Raises:
+        SuspectLabelsError: see `strict`.
+        ValueError: see [`template_features`]; no probe is of a subject of a gallery.
+    """
+    suspect = template_set.suspect_labels()
+    if strict and suspect:
+        raise SuspectLabelsError(f"{template_set.name}: {'; '.join(suspect)}; check labels and order of the pairs")
+
+    start = time.perf_counter()
+    features = template_features(embedder, template_set, batch_size, num_workers, progress, processes)  # (T, E)
+    seconds = time.perf_counter() - start
+
+    similarities = pair_similarities(features, template_set.index_a, template_set.index_b)  # (P,)
+    report = roc_report(similarities, template_set.same)
+    del similarities
+    if report.auc < 0.5:
+        suspect.append(f"AUC {report.auc:.3f} is below 0.5: labels are wrong or out of order, or the model is")
+        if strict:
+            raise SuspectLabelsError(f"{template_set.name}, {embedder.name}: {suspect[-1]}")
+    identification = None
+    if template_set.probes is not None:
+        galleries = {
+            name: _identification(features, template_set.probes, gallery)
+            for name, gallery in template_set.galleries.items()
+        }
+        identification = {
+            "galleries": {name: asdict(result) for name, result in galleries.items()},
+            "mean": _mean_over_galleries(list(galleries.values())),
+        }
+    return {
+        "benchmark": template_set.name,
+        "data": "synthetic" if template_set.synthetic else "unspecified",
+        "protocol": PROTOCOL,
+        "embedder": embedder.describe(),
+        "images": len(template_set.images),
+        "templates": len(template_set.templates),
+        "embedding_size": features.shape[1],
+        **asdict(report),
+        "identification": identification,
+        "warnings": suspect + template_set.notes(),
+        "seconds": seconds,
+        "images_per_second": len(template_set.images) / seconds,
+    }
