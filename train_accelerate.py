@@ -501,7 +501,9 @@ def prepare(settings: TrainSettings, accelerator: Accelerator, folder: Path) -> 
         if train_data == SYNTHETIC:
             train_data, metadata, rendered_pairs = synthetic_faces(folder / "synthetic", settings)
             dev_pairs = dev_pairs or rendered_pairs
-        source = open_source(train_data, metadata=metadata, split=settings.train_split, domains=settings.routed_domains)
+        source = open_source(
+            train_data, metadata, settings.train_split, settings.routed_domains, domain_labels=settings.domain_labels
+        )
     pairs = load_pairs(dev_pairs, settings.dev_images) if dev_pairs else None
 
     if Path(backbone).is_dir():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -98,6 +99,59 @@ def inspect(
             draw(report, faces, picture)
     except (OSError, ValueError) as error:
         typer.echo(f"adaptface inspect: {error}", err=True)
+        raise typer.Exit(1) from error
+    typer.echo(json.dumps(report, indent=2) if as_json else as_text(report))
+
+
+@app.command()
+def domains(
+    source: Annotated[str, typer.Argument(help="Image folder, .rec, list, parquet, Hub data set.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Sidecar to write: .csv or .parquet. Default: NAME.domains.csv, here.")
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="CSV or parquet of what is known; its column `file` names images by their key.")
+    ] = None,
+    yaw: Annotated[str | None, typer.Option(help="Column of the table: yaw, or a proxy of it.")] = None,
+    landmarks: Annotated[
+        bool, typer.Option("--landmarks", help="Yaw proxy from the table's lefteye_x, lefteye_y ... nose_y.")
+    ] = False,
+    age: Annotated[str | None, typer.Option(help="Column of the table: age in years.")] = None,
+    age_estimator: Annotated[
+        str, typer.Option("--age_estimator", help="module:function that takes a PIL image and returns years.")
+    ] = "",
+    yaw_threshold: Annotated[
+        float, typer.Option("--yaw_threshold", help="'pose' is a yaw beyond it, in the yaw's own unit.")
+    ] = 0.35,
+    age_gap: Annotated[
+        float, typer.Option("--age_gap", help="'age' is so many years from the median of the identity.")
+    ] = 15,
+    age_range: Annotated[
+        tuple[float, float], typer.Option("--age_range", help="'age' is below the first, or from the second on.")
+    ] = (18, 55),
+    metadata: Annotated[Path | None, typer.Option(help="CSV of an image folder: file[,identity][,domain].")] = None,
+    split: Annotated[str, typer.Option(help="Split of a data set.")] = "train",
+    workers: Annotated[int, typer.Option(help="Processes that decode.", min=0)] = os.cpu_count() or 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure illumination and sharpness of training faces, take yaw and age from a table, and label their domains.
+
+    Training reads what is written by `--domain_labels FILE`. Measurements are kept: run again with other thresholds.
+    """
+    from adaptface.data.domains import Known, Rule, as_text, label_faces, read_known
+    from adaptface.data.sources import open_source
+
+    sys.path.append(os.getcwd())  # an estimator may lie here
+    out = out or Path(f"{Path(os.path.abspath(source)).name}.domains.csv")
+    try:
+        rule = Rule(yaw_threshold, age_gap, age_range)
+        if table is None and (yaw or landmarks or age):
+            raise ValueError("yaw, landmarks and age are taken from a table; give --table FILE")
+        faces = open_source(source, metadata=metadata, split=split, domains=None)
+        known = read_known(faces, table, yaw, age, landmarks) if table else Known()
+        report = label_faces(faces, out, known, age_estimator, rule, workers, progress=not as_json)
+    except (OSError, ValueError) as error:
+        typer.echo(f"adaptface domains: {error}", err=True)
         raise typer.Exit(1) from error
     typer.echo(json.dumps(report, indent=2) if as_json else as_text(report))
 

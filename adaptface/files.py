@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -17,9 +19,18 @@ def write_text(path: Path, text: str) -> None:
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Write a small file completely or not at all; an earlier one stays until the new one is on the disk."""
+    with replacing(path) as partial:
+        write_text(partial, text)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A hidden path to write to; once written it is forced to the disk and takes the place of `path`."""
     partial = partial_path(path)
     try:
-        write_text(partial, text)
+        yield partial
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -102,6 +102,8 @@ class TrainSettings:
     train_data: str = setting("./data/casia-webface", "folder of identity folders, parquet, hf://user/name, synthetic",
                               path=True, may_change=True)  # fmt: skip
     train_metadata: str | None = setting(None, "CSV with columns file[,identity][,domain]", path=True, may_change=True)
+    domain_labels: str | None = setting(None, "sidecar of `adaptface domains`; its labels replace those of train_data",
+                                        path=True, may_change=True)  # fmt: skip
     train_split: str = setting("train", "split of a Hugging Face data set")
     synthetic_identities: int = setting(200, "synthetic faces: training identities", minimum=2)
     synthetic_images: int = setting(8, "synthetic faces: images an identity", minimum=2)

@@ -82,6 +82,10 @@ class FaceSource(ABC):
         """A printable name of an image, for messages."""
 
     @abstractmethod
+    def key(self, index: int) -> str:
+        """Name of an image among those of its source, the same wherever that lies: what files about it call it."""
+
+    @abstractmethod
     def _encoded(self, index: int) -> Path | bytes:
         """What the shipped processor's loader opens: the path or the bytes of an image file."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adaptface.data.base import DOMAIN_COLUMN, UNLABELLED, DomainNumbers, natural, shown, warn
-from adaptface.data.lists import FileSource, read_csv
+from adaptface.data.lists import FileSource, read_csv, relative_name
 
 IMAGE_SUFFIXES = (
     ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif",
@@ -142,7 +142,7 @@ def _read_metadata(path: Path, root: Path, files: set[str], domains: "DomainNumb
                 f"{shown(path)}, line 1: neither a column 'identity' nor '{DOMAIN_COLUMN}', only "
                 f"{shown(', '.join(record))}; name one so, or remove the file"
             )
-        file = record["file"].replace("\\", "/").removeprefix("./")
+        file = relative_name(record["file"])
         if file not in files:
             raise ValueError(f"{here}: '{shown(file)}' is no image of {shown(root)}")
         if file in table:

@@ -10,23 +10,20 @@ to the next), which survives another encoding or size, and now and then meets an
 """
 
 import hashlib
-import multiprocessing
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from adaptface.data.base import FaceSource
 from adaptface.data.images import load_image, picture_format
+from adaptface.data.parallel import map_images
 
 SIGNS = ("file", "pixels", "hash")
-_CHUNK = 64  # images handed to a process at once
 _SHOWN = 20  # entries of a list in the text report; all are in the JSON
 _FLAT = 8.0  # grey levels between the darkest and the brightest cell: below, the difference hash is noise
 
@@ -82,34 +79,7 @@ def difference_hash(image: Image.Image) -> int | None:
 
 def look_at_all(faces: Faces, workers: int = 0, progress: bool = False, label: str = "look") -> list[Look]:
     """[`look`] at every image, in order; `workers` processes, 0 for this one."""
-    chunks = [range(at, min(at + _CHUNK, len(faces))) for at in range(0, len(faces), _CHUNK)]
-    found: list[Look] = []
-    with tqdm(total=len(faces), desc=label, unit="img", disable=not progress) as bar:
-        for looks in _mapped(faces, chunks, workers):
-            found += looks
-            bar.update(len(looks))
-    return found
-
-
-def _mapped(faces: Faces, chunks: Sequence[range], workers: int) -> Iterator[list[Look]]:
-    if workers == 0:
-        for chunk in chunks:
-            yield [look(faces, index) for index in chunk]
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_hold, initargs=(faces,)) as pool:
-        yield from pool.map(_look_at, chunks)
-
-
-_held: list[Faces] = []  # in a worker process: what it looks at
-
-
-def _hold(faces: Faces) -> None:
-    _held[:] = [faces]
-
-
-def _look_at(chunk: range) -> list[Look]:
-    return [look(_held[0], index) for index in chunk]
+    return list(map_images(look, faces, range(len(faces)), workers, progress, label))
 
 
 def inspect_faces(

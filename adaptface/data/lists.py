@@ -46,7 +46,10 @@ class FileSource(FaceSource):
         self._files = np.array([os.fsencode(file) for file in files])  # one block of bytes, no object an image
 
     def _encoded(self, index: int) -> Path:
-        return self._root / os.fsdecode(bytes(self._files[index]))
+        return self._root / self.key(index)
+
+    def key(self, index: int) -> str:
+        return os.fsdecode(bytes(self._files[index]))
 
     def where(self, index: int) -> str:
         return shown(self._encoded(index))
@@ -66,7 +69,7 @@ class ListSource(FileSource):
         identities, domain_labels = [], []
         for line, file, identity, domain in _entries(path):
             here = f"{shown(path)}, line {line}"
-            file = file.replace("\\", "/").removeprefix("./")
+            file = relative_name(file)
             if not file:
                 raise ValueError(f"{here}: names no file")
             if not identity:
@@ -103,10 +106,31 @@ def _entries(path: Path) -> Iterator[tuple[int, str, str, str | None]]:
             yield line, words[0].strip(), words[1].strip(), None
 
 
+def relative_name(file: str) -> str:
+    """A file's path as lists write it in the form that sources use: with "/", no "./" before it."""
+    return file.replace("\\", "/").removeprefix("./")
+
+
+def column_names(place: str, names: Sequence[str]) -> list[str]:
+    """Columns of a table in small letters; those of files and identities are always called `file` and `identity`.
+
+    Raises:
+        ValueError: there is no column of files; calls the table `place`.
+    """
+    columns = [name.strip().lower() for name in names]
+    for name, candidates in (("file", FILE_COLUMNS), ("identity", IDENTITY_COLUMNS)):
+        found = next((column for column in candidates if column in columns), None)
+        if found is not None:
+            columns[columns.index(found)] = name
+    if "file" not in columns:
+        raise ValueError(f"{place}: no column 'file', only {shown(', '.join(columns)) or 'nothing'}")
+    return columns
+
+
 def read_csv(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and fields of each row of a CSV with a header.
 
-    Column names are given in small letters; those of files and identities are always called `file` and `identity`.
+    Columns are called as [`column_names`] does.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -117,14 +141,7 @@ def read_csv(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     # surrogateescape: names of any encoding are compared byte by byte, as the file system gives them
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         reader = csv.DictReader(stream)
-        columns = [name.strip().lower() for name in reader.fieldnames or []]
-        for name, candidates in (("file", FILE_COLUMNS), ("identity", IDENTITY_COLUMNS)):
-            found = next((column for column in candidates if column in columns), None)
-            if found is not None:
-                columns[columns.index(found)] = name
-        if "file" not in columns:
-            raise ValueError(f"{shown(path)}, line 1: no column 'file', only {shown(', '.join(columns)) or 'nothing'}")
-        reader.fieldnames = columns
+        reader.fieldnames = columns = column_names(f"{shown(path)}, line 1", reader.fieldnames or [])
         try:
             for record in reader:
                 if None in record or None in record.values():

@@ -344,6 +344,9 @@ class RecordSource(FaceSource):
     def where(self, index: int) -> str:
         return self._records.where(self._positions.item(index))
 
+    def key(self, index: int) -> str:
+        return str(self._records.keys.item(self._positions.item(index)))
+
 
 class _Numbers(Sequence[str]):
     """Names of identities that have but a number, without holding them."""

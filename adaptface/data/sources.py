@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adaptface.data.base import DEFAULT_DOMAINS, FaceSource, shown
+from adaptface.data.domains import relabel
 from adaptface.data.folder import FolderSource
 from adaptface.data.lists import LIST_SUFFIXES, ListSource
 from adaptface.data.records import RecordSource, find_record_file
@@ -26,6 +27,7 @@ def open_source(
     metadata: str | os.PathLike[str] | None = None,
     split: str = "train",
     domains: Sequence[str] | None = DEFAULT_DOMAINS,
+    domain_labels: str | os.PathLike[str] | None = None,
 ) -> FaceSource:
     """Open training faces, chosen by what `path` holds.
 
@@ -42,11 +44,17 @@ def open_source(
         split: split of a dataset, or sub-folder of an image folder made of splits.
         domains: domain names; their order gives the domain labels, another name in the data is an error. None, for
             a model without a router: whatever names the data has, numbered as they turn up.
+        domain_labels: sidecar of `adaptface domains`, whose labels take the place of the data's own.
     Raises:
-        FileNotFoundError: nothing at `path`, and no such dataset on the Hub.
+        FileNotFoundError: nothing at `path`, and no such dataset on the Hub; or no such sidecar.
         ConnectionError: the Hub cannot be reached and the dataset is not in the cache.
-        ValueError: the data is empty, ambiguous or contradictory; the message names file and line, or row.
+        ValueError: the data is empty, ambiguous or contradictory, or the sidecar is not its own; the message names file
+            and line, or row.
     """
+    if domain_labels is not None:
+        source = open_source(path, metadata, split, domains=None)  # its own labels do not count, so neither their names
+        relabel(source, Path(domain_labels), domains)
+        return source
     text = os.fspath(path)
     local = Path(text).expanduser()
     is_local = not text.startswith("hf://") and local.exists()

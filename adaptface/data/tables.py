@@ -53,6 +53,9 @@ class DatasetsSource(FaceSource):
     def where(self, index: int) -> str:
         return f"{self.name}, row {index}, column {self._column!r}"
 
+    def key(self, index: int) -> str:
+        return str(index)
+
 
 def is_dataset_folder(folder: Path) -> bool:
     """Whether `datasets` must read this folder: saved with save_to_disk, parquet, or metadata that is no CSV."""
