@@ -6,10 +6,19 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from adaptface.data.pairs import PairSet
 from adaptface.embedders import Embedder
 from adaptface.embedding import embed_images
-from adaptface.metrics import MIN_FALSE_ACCEPTS, THRESHOLDS, group_scores, pair_distances, verification_report
+from adaptface.metrics import (
+    MIN_FALSE_ACCEPTS,
+    THRESHOLDS,
+    group_error_rates,
+    group_scores,
+    pair_distances,
+    verification_report,
+)
 
 EMBEDDING = "features of image and mirror image added raw, then L2-normalised"
 
@@ -35,9 +44,11 @@ def evaluate_pairs(
         strict: stop where labels look wrong: folds that are not half genuine, contradicting labels, an AUC below 0.5.
             False puts a line into `warnings` instead; for the untrained model of a training run.
     Returns:
-        `dict`, JSON-ready: `benchmark`, `data` ("synthetic" or "unspecified"), `protocol`, `embedder`, `images`
-        (distinct ones), `embedding_size`, the fields of [`~metrics.VerificationReport`], `domains` (per domain, where
-        the list names them), `warnings`, `seconds` and `images_per_second` (of embedding).
+        `dict`, JSON-ready: `benchmark`, `domain` (of the whole benchmark, None of an unknown one), `data` ("synthetic"
+        or "unspecified"), `protocol`, `embedder`, `images` (distinct ones), `embedding_size`, the fields of
+        [`~metrics.VerificationReport`], `domains` (per domain, where the list names them), `groups` (None, or `scores`
+        of [`~metrics.group_scores`] and `rates` of [`~metrics.group_error_rates`], where the list names demographic
+        groups), `warnings`, `seconds` and `images_per_second` (of embedding).
     Raises:
         SuspectLabelsError: see `strict`.
         ValueError: see `embed_images`.
@@ -51,16 +62,22 @@ def evaluate_pairs(
     seconds = time.perf_counter() - start
 
     distances = pair_distances(embeddings[pair_set.index_a], embeddings[pair_set.index_b])  # (N,)
-    report = verification_report(distances, pair_set.same, pair_set.folds)
-    domains = None
-    if pair_set.domain is not None:
-        domains = group_scores(distances, pair_set.same, pair_set.folds, report.fold_thresholds, pair_set.domain)
+    report = verification_report(distances, pair_set.same, pair_set.folds, identities=pair_set.identity)
+
+    def scores(names: np.ndarray) -> dict[str, Any]:
+        return group_scores(distances, pair_set.same, pair_set.folds, report.fold_thresholds, names)
+
+    groups = None
+    if pair_set.group is not None:
+        rates = group_error_rates(distances, pair_set.same, pair_set.group, report.tar_at_far)
+        groups = {"scores": scores(pair_set.group), "rates": rates}
     if report.auc < 0.5:
         suspect.append(f"AUC {report.auc:.3f} is below 0.5: labels are wrong or out of order, or the model is")
         if strict:
             raise SuspectLabelsError(f"{pair_set.name}, {embedder.name}: {suspect[-1]}")
     return {
         "benchmark": pair_set.name,
+        "domain": pair_set.tag,
         "data": "synthetic" if pair_set.synthetic else "unspecified",
         "protocol": {
             "embedding": EMBEDDING if flip else "features, L2-normalised",
@@ -74,7 +91,8 @@ def evaluate_pairs(
         "images": len(pair_set.images),
         "embedding_size": embeddings.shape[1],
         **asdict(report),
-        "domains": domains,
+        "domains": None if pair_set.domain is None else scores(pair_set.domain),
+        "groups": groups,
         "warnings": suspect + pair_set.notes(),
         "seconds": seconds,
         "images_per_second": len(pair_set.images) / seconds,

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from adaptface.files import write_text_atomically
@@ -45,6 +46,37 @@ def write_results(
     path = folder / name
     write_text_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
     return path
+
+
+def average_results(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Plain means over benchmarks, of each embedder: over those about one domain, for each, and over all.
+
+    Results on synthetic faces are averaged apart from the others.
+
+    Args:
+        results: what `evaluate_pairs` returned, one an embedder and benchmark.
+    Returns:
+        for each embedder and kind of data, in order of appearance, one dict a domain and one for all: `embedder` (its
+        description), `data`, `domain` (None: all benchmarks, also those without a domain), `benchmarks` (names), and
+        the means `accuracy`, `auc` and `eer`, as fractions.
+    """
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for result in results:
+        rows.setdefault((json.dumps(result["embedder"], sort_keys=True), result["data"]), []).append(result)
+    averages = []
+    for of_embedder in rows.values():
+        domains = dict.fromkeys(row["domain"] for row in of_embedder if row["domain"] is not None)
+        for domain in (*domains, None):
+            members = [row for row in of_embedder if domain in (None, row["domain"])]
+            averages.append(
+                {
+                    **{key: members[0][key] for key in ("embedder", "data")},
+                    "domain": domain,
+                    "benchmarks": [row["benchmark"] for row in members],
+                    **{key: fmean(row[key] for row in members) for key in ("accuracy", "auc", "eer")},
+                }
+            )
+    return averages
 
 
 def _versions() -> dict[str, str]:
