@@ -360,8 +360,8 @@ def verification_report(
     if identities is None:
         auc_ends = auc_interval(similarities, same, folds)
     else:
-        thresholds = np.array([rate["threshold"] for rate in rates])
-        aucs, tars, measured_fars = identity_bootstrap(similarities, same, identities, thresholds)
+        cosines = np.array([rate["threshold"] for rate in rates])
+        aucs, tars, measured_fars = identity_bootstrap(similarities, same, identities, cosines)
         auc_ends = _percentiles(aucs)
         for rate, tar, measured_far in zip(rates, tars.T, measured_fars.T, strict=True):
             rate["tar_interval"] = dependent_interval(rate["tar"], genuine, tar)

@@ -70,8 +70,6 @@ def load_pair_table(text: str, local: Path, split: str | None) -> PairSet:
     label = next((column for column in LABEL_COLUMNS if column in dataset.column_names), None)
     if label is None:
         raise ValueError(f"{name}: no column {', '.join(LABEL_COLUMNS)}, only {', '.join(dataset.column_names)}")
-    if not len(dataset):
-        raise ValueError(f"{name}: holds no pairs")
     values = {column: _texts(dataset, column) for column in OPTIONAL_COLUMNS if column in dataset.column_names}
     values["same"] = _texts(dataset, label)
     columns = PairColumns()
