@@ -31,8 +31,9 @@ import torch
 from accelerate import PartialState
 
 from adaptface.cache import default_cache_dir
-from adaptface.data.benchmarks import load_pairs
+from adaptface.data.benchmarks import load_benchmark
 from adaptface.data.pairs import PairSet
+from adaptface.data.templates import TemplateSet
 from adaptface.embedders import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -44,7 +45,7 @@ from adaptface.embedders import (
     default_device,
 )
 from adaptface.embedding import StoredEmbeddings
-from adaptface.evaluation import Evaluation, SuspectLabelsError, evaluate_pairs
+from adaptface.evaluation import SuspectLabelsError, evaluate_pairs
 from adaptface.plots import Scored, draw_plots
 from adaptface.processes import start_processes
 from adaptface.report import (
@@ -55,9 +56,11 @@ from adaptface.report import (
     write_results,
     write_tables,
 )
+from adaptface.templates import evaluate_templates
 from adaptface.thresholds import decision_thresholds, write_thresholds
 
 Evaluated = Embedder | StoredEmbeddings
+Benchmark = PairSet | TemplateSet
 
 _OPTIONS_OF = {  # what an option is about
     "revision": "model",
@@ -94,12 +97,15 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     data = parser.add_argument_group("benchmarks")
     data.add_argument(
-        "--benchmark", action="append", required=True, type=Path, help=".csv, .txt or .bin; several allowed"
+        "--benchmark",
+        action="append",
+        required=True,
+        help="a list (.csv, .txt), a .bin, a folder of CFP, RFW or IJB, a data set of pairs; several allowed",
     )
     data.add_argument(
         "--images", type=Path,
-        help="image folder of the .csv and .txt lists (default: the folder called like the list without _pairs, or "
-        "the list's own)",
+        help="image folder of benchmarks that do not hold their images (default: the folder called like the list "
+        "without _pairs, or the list's own)",
     )  # fmt: skip
     data.add_argument(
         "--allow_suspect_labels",
@@ -187,42 +193,44 @@ def _opened(given: Evaluated) -> Evaluated:
     return given
 
 
-def load_benchmarks(options: argparse.Namespace) -> list[PairSet]:
-    """All pair lists, checked before any model is loaded."""
-    pair_sets = []
-    for path in options.benchmark:
-        pair_set = load_pairs(path, None if path.suffix.lower() == ".bin" else options.images)
-        if not options.allow_suspect_labels and (suspect := pair_set.suspect_labels()):
+def load_benchmarks(options: argparse.Namespace) -> list[Benchmark]:
+    """All benchmarks, checked before any model is loaded."""
+    benchmarks = [load_benchmark(path, options.images) for path in options.benchmark]
+    for path, benchmark in zip(options.benchmark, benchmarks, strict=True):
+        if not options.allow_suspect_labels and (suspect := benchmark.suspect_labels()):
             raise SuspectLabelsError(f"{path}: {'; '.join(suspect)}; check labels and order of the pairs")
-        pair_sets.append(pair_set)
-    names = [pair_set.name for pair_set in pair_sets]
+        if options.embeddings and isinstance(benchmark, TemplateSet):
+            raise ValueError(f"{path}: its templates weigh images by the norm of their features; --embeddings has none")
+    names = [benchmark.name for benchmark in benchmarks if isinstance(benchmark, PairSet)]
     if options.write_thresholds and names.count(options.write_thresholds) != 1:
         raise ValueError(
-            f"--write_thresholds {options.write_thresholds}: must name one of the benchmarks, here {', '.join(names)}"
+            f"--write_thresholds {options.write_thresholds}: must name one of the pair lists, here {', '.join(names)}"
         )
-    return pair_sets
+    return benchmarks
 
 
 def evaluate_all(
     loaders: Sequence[Callable[[], Evaluated]],
-    pair_sets: Sequence[PairSet],
+    benchmarks: Sequence[Benchmark],
     options: argparse.Namespace,
     processes: PartialState,
-) -> Iterator[tuple[Evaluated, PairSet, Evaluation]]:
-    """Each embedder on each benchmark, one embedder in memory at a time."""
+) -> Iterator[tuple[Evaluated, dict[str, Any], Scored | None]]:
+    """The result of each embedder on each benchmark, and its scores of pairs; one embedder in memory at a time."""
+    common: dict[str, Any] = {
+        "strict": not options.allow_suspect_labels,
+        "batch_size": options.batch_size,
+        "num_workers": options.num_workers,
+        "processes": processes,
+    }
     for load in loaders:
         embedder = load()
-        for pair_set in pair_sets:
-            evaluation = evaluate_pairs(
-                embedder,
-                pair_set,
-                strict=not options.allow_suspect_labels,
-                batch_size=options.batch_size,
-                num_workers=options.num_workers,
-                cache_dir=options.cache_dir,
-                processes=processes,
-            )
-            yield embedder, pair_set, evaluation
+        for benchmark in benchmarks:
+            if isinstance(benchmark, PairSet):
+                found = evaluate_pairs(embedder, benchmark, cache_dir=options.cache_dir, **common)
+                yield embedder, found.result, Scored(embedder.name, benchmark, 1 - found.distances / 2)
+            else:
+                assert not isinstance(embedder, StoredEmbeddings)  # load_benchmarks refuses that
+                yield embedder, evaluate_templates(embedder, benchmark, **common), None
         del embedder
 
 
@@ -231,11 +239,11 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     options = parse_arguments(arguments)
     processes = start_processes("eval_benchmarks.py")
     device = options.device or (processes.device if processes.num_processes > 1 else default_device())
-    pair_sets = load_benchmarks(options)
+    benchmarks = load_benchmarks(options)
     loaders = embedder_loaders(options, device)
-    runs = evaluate_all(loaders, pair_sets, options, processes)
+    runs = evaluate_all(loaders, benchmarks, options, processes)
     if not processes.is_main_process:
-        return [evaluation.result for _, _, evaluation in runs]
+        return [result for _, result, _ in runs]
 
     options.output_dir.mkdir(parents=True, exist_ok=True)
     command = ["eval_benchmarks.py", *arguments]
@@ -245,12 +253,15 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
     scored: list[Scored] = []
     try:
-        for embedder, pair_set, evaluation in runs:
-            write_results(options.output_dir, [*results, evaluation.result], command, PARTIAL_RESULTS_FILE)
-            results.append(evaluation.result)
-            scored.append(Scored(embedder.name, pair_set, 1 - evaluation.distances / 2))
-            if pair_set.name == options.write_thresholds and isinstance(embedder, ModelEmbedder):
-                write_thresholds(Path(embedder.name), decision_thresholds(evaluation, pair_set))
+        for embedder, result, scores in runs:
+            write_results(options.output_dir, [*results, result], command, PARTIAL_RESULTS_FILE)
+            results.append(result)
+            if scores is None:
+                continue
+            scored.append(scores)
+            if scores.pair_set.name == options.write_thresholds and isinstance(embedder, ModelEmbedder):
+                thresholds = decision_thresholds(result, scores.pair_set, scores.similarities)
+                write_thresholds(Path(embedder.name), thresholds)
         replaced = ", in place of an earlier one" if file.exists() else ""
         os.replace(partial_file, file)
     except BaseException as error:  # an interrupt too
@@ -261,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         raise
     print(results_table(results))
     written = [file, *write_tables(options.output_dir, results)]
-    if options.plots:
+    if options.plots and scored:
         written += draw_plots(options.output_dir, scored, results)
     print(f"written to {file}{replaced}; beside it: {', '.join(path.name for path in written[1:])}")
     return results

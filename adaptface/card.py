@@ -152,6 +152,7 @@ def _metadata(
         for row in rows
         if row["ours"] and not row["chosen_on"]
         for metric, label, key in (("accuracy", "Accuracy", "accuracy"), ("roc_auc", "AUC", "auc"))
+        if key in row  # templates (IJB) have no accuracy
     ]
     lora = ["lora"] if config.adaptation == "lora" else []
     optional: dict[str, Any] = {}
@@ -245,7 +246,9 @@ def _evaluation(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) 
             _benchmark(row),
             embedder,
             f"{row['pairs']:,}",
-            f"{100 * _number(row['accuracy'], row):.2f} ± {100 * _number(row['accuracy_std'], row):.2f}",
+            f"{100 * _number(row['accuracy'], row):.2f} ± {100 * _number(row['accuracy_std'], row):.2f}"
+            if "accuracy" in row
+            else "-",
             f"{_number(row['auc'], row):.4f}",
             f"{100 * _number(row['eer'], row):.2f}",
             ", ".join(rates) or NOT_MEASURED,

@@ -11,7 +11,14 @@ import numpy as np
 from adaptface.data.pairs import PairSet
 from adaptface.embedders import Embedder
 from adaptface.embedding import StoredEmbeddings, embed_distinct
-from adaptface.metrics import MIN_FALSE_ACCEPTS, THRESHOLDS, group_scores, pair_distances, verification_report
+from adaptface.metrics import (
+    MIN_FALSE_ACCEPTS,
+    THRESHOLDS,
+    group_error_rates,
+    group_scores,
+    pair_distances,
+    verification_report,
+)
 
 EMBEDDING = "features of image and mirror image added raw, then L2-normalised"
 UNFLIPPED = "features, L2-normalised"
@@ -26,10 +33,12 @@ class Evaluation(NamedTuple):
     """An embedder on a pair list.
 
     Attributes:
-        result (`dict`): JSON-ready: `benchmark`, `data` ("synthetic" or "unspecified"), `protocol`, `embedder`,
-            `images` (of different content), `embedding_size`, the fields of [`~metrics.VerificationReport`], `domains`
-            (per domain, where the list names them), `warnings`, `seconds`, `embedded` and `images_per_second` (the
-            images embedded now, not found in the cache, and their rate; null where there were none).
+        result (`dict`): JSON-ready: `benchmark`, `domain` (of the whole benchmark, None of an unknown one), `data`
+            ("synthetic" or "unspecified"), `protocol`, `embedder`, `images` (of different content), `embedding_size`,
+            the fields of [`~metrics.VerificationReport`], `domains` (per domain, where the list names them), `groups`
+            (None, or `scores` of [`~metrics.group_scores`] and `rates` of [`~metrics.group_error_rates`], where the
+            list names demographic groups), `warnings`, `seconds`, `embedded` and `images_per_second` (the images
+            embedded now, not found in the cache, and their rate; None where there were none).
         distances (`np.ndarray` of shape `(N,)`): squared distance of each pair.
     """
 
@@ -69,16 +78,22 @@ def evaluate_pairs(
     seconds = time.perf_counter() - start
 
     distances = pair_distances(embeddings[rows[pair_set.index_a]], embeddings[rows[pair_set.index_b]])  # (N,)
-    report = verification_report(distances, pair_set.same, pair_set.folds)
-    domains = None
-    if pair_set.domain is not None:
-        domains = group_scores(distances, pair_set.same, pair_set.folds, report.fold_thresholds, pair_set.domain)
+    report = verification_report(distances, pair_set.same, pair_set.folds, identities=pair_set.identity)
+
+    def scores(names: np.ndarray) -> dict[str, Any]:
+        return group_scores(distances, pair_set.same, pair_set.folds, report.fold_thresholds, names)
+
+    groups = None
+    if pair_set.group is not None:
+        rates = group_error_rates(distances, pair_set.same, pair_set.group, report.tar_at_far)
+        groups = {"scores": scores(pair_set.group), "rates": rates}
     if report.auc < 0.5:
         suspect.append(f"AUC {report.auc:.3f} is below 0.5: labels are wrong or out of order, or the model is")
         if strict:
             raise SuspectLabelsError(f"{pair_set.name}, {embedder.name}: {suspect[-1]}")
     result = {
         "benchmark": pair_set.name,
+        "domain": pair_set.tag,
         "data": "synthetic" if pair_set.synthetic else "unspecified",
         "protocol": {
             "embedding": STORED if isinstance(embedder, StoredEmbeddings) else EMBEDDING if flip else UNFLIPPED,
@@ -92,7 +107,8 @@ def evaluate_pairs(
         "images": len(embeddings),
         "embedding_size": embeddings.shape[1],
         **asdict(report),
-        "domains": domains,
+        "domains": None if pair_set.domain is None else scores(pair_set.domain),
+        "groups": groups,
         "warnings": suspect + pair_set.notes(),
         "seconds": seconds,
         "embedded": computed,

@@ -7,12 +7,13 @@ strictly; for L2-normalised embeddings d = ||a - b||^2 = 2 - 2 cos. Rates are fr
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.special import expit
-from scipy.stats import binomtest, quantile_test
+from scipy.stats import norm, quantile_test
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import auc, log_loss, roc_auc_score, roc_curve
 
@@ -27,18 +28,21 @@ NUM_FOLDS = 10
 CONFIDENCE = 0.95
 BOOTSTRAP_SAMPLES = 10_000
 _BLOCK = 1024  # pairs or probes scored at a time
+IDENTITY_SAMPLES = 1_000  # each weighs every pair anew, so that ten times as many would take seconds
 
 
 @dataclass(frozen=True)
 class VerificationReport:
     """What a list of scored pairs says about an embedder. Rates and accuracies are fractions.
 
-    Intervals are two-sided with 95 % confidence: of accuracy and AUC by a bootstrap over the folds (pairs within a fold
-    may share people), of rates after Wilson.
+    Intervals are two-sided with 95 % confidence. That of the accuracy is by a bootstrap over the folds. Where the
+    identities are known, that of the AUC is by a bootstrap over them, and those of the rates are Wilson's for as many
+    independent pairs as the bootstrap says these are worth; else AUC by the folds, and Wilson's for all pairs.
 
     Attributes:
         accuracy, accuracy_std: mean and population standard deviation over the folds.
         accuracy_interval, auc_interval: lower and upper end.
+        resampled: what the bootstrap of the AUC draws: "identities", or "folds" where no identities are known.
         fold_accuracies, fold_thresholds: one a fold, in the order of the fold numbers; thresholds on d.
         auc: area under the ROC of the raw scores.
         eer, eer_threshold: equal error rate, and the cosine similarity where it is reached.
@@ -56,6 +60,7 @@ class VerificationReport:
     fold_thresholds: list[float]
     auc: float
     auc_interval: list[float] | None
+    resampled: str
     eer: float
     eer_threshold: float
     tar_at_far: list[dict[str, Any]]
@@ -233,12 +238,18 @@ def supports_far(far: float, num_impostors: int) -> bool:
     return math.floor(far * num_impostors + 1e-9) >= MIN_FALSE_ACCEPTS
 
 
-def wilson_interval(successes: int, trials: int, confidence: float = CONFIDENCE) -> list[float]:
+def wilson_interval(successes: float, trials: float, confidence: float = CONFIDENCE) -> list[float]:
     """Interval of a rate of independent trials, also sound near 0 and 1.
 
-    Source: Wilson, JASA 22, 1927; computed by scipy.
+    Trials may be a fraction, as an effective number is; scipy's `binomtest` takes whole numbers only.
+
+    Source: Wilson, JASA 22, 1927.
     """
-    return [float(end) for end in binomtest(successes, trials).proportion_ci(confidence, method="wilson")]
+    rate, z2 = successes / trials, norm.ppf((1 + confidence) / 2) ** 2
+    centre = rate + z2 / (2 * trials)
+    reach = math.sqrt(z2 * (rate * (1 - rate) + z2 / (4 * trials)) / trials)
+    low, high = (float(end / (1 + z2 / trials)) for end in (centre - reach, centre + reach))
+    return [low if rate > 0 else 0.0, high if rate < 1 else 1.0]  # these ends are exact, but for rounding
 
 
 def _resampled_folds(num_folds: int) -> np.ndarray:
@@ -248,7 +259,7 @@ def _resampled_folds(num_folds: int) -> np.ndarray:
 
 def _percentiles(values: np.ndarray, confidence: float = CONFIDENCE) -> list[float]:
     """The ends of the middle `confidence` of the bootstrap's values."""
-    return np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
+    return np.nanquantile(values, [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
 
 
 def accuracy_interval(fold_accuracies: np.ndarray) -> list[float]:
@@ -301,6 +312,70 @@ def _threshold(impostors: np.ndarray, rate: float) -> float:
 def _level(rate: float, count: int) -> float:
     """Which quantile of `count` impostor scores the threshold is."""
     return 1 - math.floor(rate * count + 1e-9) / count
+
+
+def _identity_draws(num_identities: int) -> Iterator[np.ndarray]:
+    """How often each identity is drawn in each sample of the bootstrap, `(people,)`; always the same."""
+    rng = np.random.default_rng(0)
+    for _ in range(IDENTITY_SAMPLES):
+        yield np.bincount(rng.integers(0, num_identities, num_identities), minlength=num_identities)
+
+
+def identity_bootstrap(
+    similarities: np.ndarray, same: np.ndarray, identities: np.ndarray, thresholds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """AUC, and true and false accept rates at given thresholds, in each sample of a bootstrap over identities.
+
+    Identities are drawn with replacement. A pair of one person counts as often as the person was drawn, a pair of two
+    people the product of both. The scores are sorted once; a sample only weighs them.
+
+    Args:
+        similarities, same: `(N,)`.
+        identities (`np.ndarray` of shape `(N, 2)`): names or numbers of the people on each pair's images.
+        thresholds (`np.ndarray` of shape `(T,)`): on the similarity; accepted iff strictly above.
+    Returns:
+        AUC of shape `(S,)`, true and false accept rates of shape `(S, T)`; NaN where a sample lacks a kind of pairs.
+    Source: the vertex bootstrap of Fogliato, Patil and Perona, Confidence Intervals for Error Rates in 1:1 Matching
+        Tasks, arXiv:2306.01198. The subset bootstrap of Bolle, Ratha and Pankanti (Evaluating Authentication Systems
+        Using Bootstrap Confidence Intervals, 1999) draws one person of an impostor pair, and neglects the other.
+    """
+    names, codes = np.unique(identities, return_inverse=True)
+    order = np.argsort(similarities, kind="stable")
+    scores, people, parts = similarities[order], codes.reshape(-1, 2)[order], (same[order], ~same[order])
+    genuine, impostor = (scores[part] for part in parts)
+    ranks = [np.searchsorted(impostor, genuine, side=side) for side in ("left", "right")]
+    cuts = [np.searchsorted(part, thresholds, side="right") for part in (genuine, impostor)]  # the first accepted
+    sides = [people[part].T for part in parts]
+    alone = [first == second for first, second in sides]
+    aucs: list[float] = []
+    rates: tuple[list[np.ndarray], list[np.ndarray]] = [], []
+    with np.errstate(invalid="ignore"):  # 0 / 0
+        for drawn in _identity_draws(len(names)):
+            weights = [
+                drawn[first] * np.where(one, 1, drawn[second])
+                for (first, second), one in zip(sides, alone, strict=True)
+            ]
+            below = [np.concatenate([[0], np.cumsum(part)]) for part in weights]  # weight of the lowest pairs
+            won = weights[0] @ (below[1][ranks[0]] + below[1][ranks[1]]) / 2  # ties count half
+            aucs.append(won / (below[0][-1] * below[1][-1]))
+            for kind, total, cut in zip(rates, below, cuts, strict=True):
+                kind.append(1 - total[cut] / total[-1])
+    return np.array(aucs), np.array(rates[0]), np.array(rates[1])
+
+
+def dependent_interval(rate: float, trials: int, samples: np.ndarray) -> list[float]:
+    """Wilson's interval for as many independent trials as vary as much as these samples, but no more than there are.
+
+    Percentiles of the samples would say that a rate of 0 or 1 is certain.
+
+    Args:
+        rate: measured on `trials` trials that are not independent.
+        samples (`np.ndarray` of shape `(S,)`): the rate in each sample of a bootstrap.
+    Source: Fogliato et al. (see [`identity_bootstrap`]), who recommend Wilson's interval with such a variance.
+    """
+    variance = float(np.nanvar(samples))
+    worth = min(trials, rate * (1 - rate) / variance) if variance > 0 and 0 < rate < 1 else trials
+    return wilson_interval(rate * worth, worth)
 
 
 def tar_at_far(similarities: np.ndarray, same: np.ndarray, far: float) -> dict[str, Any]:
@@ -376,6 +451,7 @@ def verification_report(
     same: np.ndarray,
     folds: np.ndarray | None = None,
     fars: tuple[float, ...] = FALSE_ACCEPT_RATES,
+    identities: np.ndarray | None = None,
 ) -> VerificationReport:
     """Score a pair list.
 
@@ -384,6 +460,7 @@ def verification_report(
         same (`np.ndarray` of shape `(N,)`): True or 1 for genuine pairs.
         folds (`np.ndarray` of shape `(N,)`, *optional*): fold number of each pair; ten contiguous blocks by default.
         fars: false accept rates to report; those the set cannot support are listed, not reported.
+        identities (`np.ndarray` of shape `(N, 2)`, *optional*): names or numbers of the people on each pair's images.
     Raises:
         ValueError: shapes differ, a distance is not finite, or the pairs are of one class only.
     """
@@ -393,6 +470,8 @@ def verification_report(
         raise ValueError(
             f"distances {distances.shape}, same {same.shape} and folds {folds.shape} must all have the shape (N,)"
         )
+    if identities is not None and identities.shape != (len(same), 2):
+        raise ValueError(f"identities {identities.shape} must have the shape (N, 2), here ({len(same)}, 2)")
     broken = np.flatnonzero(~np.isfinite(distances))
     if len(broken):
         raise ValueError(f"{len(broken)} distances are NaN or infinite, the first is that of pair {broken[0]}")
@@ -404,6 +483,16 @@ def verification_report(
     similarities = 1 - distances / 2  # the cosine
     eer, eer_threshold = equal_error_rate(similarities, same)
     impostor = len(same) - genuine
+    rates = [tar_at_far(similarities, same, far) for far in fars if supports_far(far, impostor)]
+    if identities is None:
+        auc_ends = auc_interval(similarities, same, folds)
+    else:
+        cosines = np.array([rate["threshold"] for rate in rates])
+        aucs, tars, measured_fars = identity_bootstrap(similarities, same, identities, cosines)
+        auc_ends = _percentiles(aucs)
+        for rate, tar, measured_far in zip(rates, tars.T, measured_fars.T, strict=True):
+            rate["tar_interval"] = dependent_interval(rate["tar"], genuine, tar)
+            rate["far_interval"] = dependent_interval(rate["measured_far"], impostor, measured_far)
     return VerificationReport(
         pairs=len(same),
         genuine=genuine,
@@ -414,10 +503,11 @@ def verification_report(
         fold_accuracies=accuracies.tolist(),
         fold_thresholds=thresholds.tolist(),
         auc=float(roc_auc_score(same, -distances)),
-        auc_interval=auc_interval(similarities, same, folds),
+        auc_interval=auc_ends,
+        resampled="folds" if identities is None else "identities",
         eer=eer,
         eer_threshold=eer_threshold,
-        tar_at_far=[tar_at_far(similarities, same, far) for far in fars if supports_far(far, impostor)],
+        tar_at_far=rates,
         unsupported_fars=[far for far in fars if not supports_far(far, impostor)],
     )
 
@@ -430,17 +520,17 @@ def group_scores(
     Args:
         distances, same, folds: as for [`verification_report`].
         fold_thresholds: `VerificationReport.fold_thresholds` of the whole list.
-        groups (`np.ndarray` of shape `(N,)`): group name of each pair.
+        groups (`np.ndarray` of shape `(N,)`): group name of each pair, empty where it belongs to none.
     Returns:
         for each name `pairs`, `genuine`, `accuracy` and `auc` (None where the group has one class only).
     """
     fold = np.unique(folds, return_inverse=True)[1]
     correct = (distances < np.asarray(fold_thresholds)[fold]) == same  # (N,)
     scores: dict[str, dict[str, float | int | None]] = {}
-    for name in np.unique(groups):
+    for name in _group_names(groups):
         members = groups == name
         genuine, pairs = int(same[members].sum()), int(members.sum())
-        scores[str(name)] = {
+        scores[name] = {
             "pairs": pairs,
             "genuine": genuine,
             "accuracy": float(correct[members].mean()),
@@ -618,3 +708,60 @@ def identification_report(
         tpir_at_fpir=[tpir_at_fpir(searches, fpir) for fpir in fpirs if supports_far(fpir, nonmated)],
         unsupported_fpirs=[fpir for fpir in fpirs if not supports_far(fpir, nonmated)],
     )
+
+
+def _group_names(groups: np.ndarray) -> list[str]:
+    return [str(name) for name in np.unique(groups) if name]
+
+
+def group_error_rates(
+    distances: np.ndarray, same: np.ndarray, groups: np.ndarray, rates: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """False match and false non-match rates of each group of pairs at the thresholds of the whole list, and their gaps.
+
+    One threshold for all is what a deployment has; at thresholds of their own groups would look more alike.
+
+    Args:
+        distances, same: as for [`verification_report`].
+        groups (`np.ndarray` of shape `(N,)`): group name of each pair, empty where it belongs to none.
+        rates: `VerificationReport.tar_at_far` of the whole list.
+    Returns:
+        for each rate `far` and `threshold` (a cosine similarity; accepted iff strictly above), `groups`, and
+        `fmr_difference`, `fmr_ratio`, `fnmr_difference` and `fnmr_ratio`: the largest rate minus, and divided by, the
+        smallest; None with fewer than two rates, and of the ratio where the smallest is 0. `groups` gives for each name
+        the counts `genuine`, `impostor`, `false_non_matches` and `false_matches`, the rates `fnmr` and `fmr` with
+        Wilson's `fnmr_interval` and `fmr_interval`, and `note`. A rate is None, and the note says why, where the group
+        has no genuine pairs, or too few impostor pairs for `far` (see [`supports_far`]).
+    Source: Grother, Ngan and Hanaoka, Face Recognition Vendor Test Part 3: Demographic Effects, NISTIR 8280, 2019.
+    """
+    similarities = 1 - distances / 2  # the cosine
+    return [_group_errors(similarities > rate["threshold"], same, groups, rate) for rate in rates]
+
+
+def _group_errors(accepted: np.ndarray, same: np.ndarray, groups: np.ndarray, rate: dict[str, Any]) -> dict[str, Any]:
+    far = rate["far"]
+    found: dict[str, dict[str, Any]] = {}
+    for name in _group_names(groups):
+        mine, theirs = accepted[(groups == name) & same], accepted[(groups == name) & ~same]
+        false_non_matches, false_matches = int((~mine).sum()), int(theirs.sum())
+        notes = [] if len(mine) else ["no genuine pairs"]
+        if not (measurable := supports_far(far, len(theirs))):
+            notes.append(f"{len(theirs)} impostor pairs are too few for a rate of {far:g}")
+        found[name] = {
+            "genuine": len(mine),
+            "impostor": len(theirs),
+            "false_non_matches": false_non_matches,
+            "false_matches": false_matches,
+            "fnmr": false_non_matches / len(mine) if len(mine) else None,
+            "fnmr_interval": wilson_interval(false_non_matches, len(mine)) if len(mine) else None,
+            "fmr": false_matches / len(theirs) if measurable else None,
+            "fmr_interval": wilson_interval(false_matches, len(theirs)) if measurable else None,
+            "note": "; ".join(notes) or None,
+        }
+    gaps: dict[str, float | None] = {}
+    for kind in ("fmr", "fnmr"):
+        values = [group[kind] for group in found.values() if group[kind] is not None]
+        comparable = len(values) > 1
+        gaps[f"{kind}_difference"] = max(values) - min(values) if comparable else None
+        gaps[f"{kind}_ratio"] = max(values) / min(values) if comparable and min(values) > 0 else None
+    return {"far": far, "threshold": rate["threshold"], "groups": found, **gaps}

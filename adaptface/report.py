@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from adaptface.files import write_text_atomically
@@ -46,6 +47,37 @@ def write_results(
     path = folder / name
     write_text_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
     return path
+
+
+def average_results(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Plain means over benchmarks, of each embedder: over those about one domain, for each, and over all.
+
+    Results on synthetic faces are averaged apart from the others.
+
+    Args:
+        results: what `evaluate_pairs` returned, one an embedder and benchmark.
+    Returns:
+        for each embedder and kind of data, in order of appearance, one dict a domain and one for all: `embedder` (its
+        description), `data`, `domain` (None: all benchmarks, also those without a domain), `benchmarks` (names), and
+        the means `accuracy`, `auc` and `eer`, as fractions.
+    """
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for result in (row for row in results if "accuracy" in row):  # templates have none
+        rows.setdefault((json.dumps(result["embedder"], sort_keys=True), result["data"]), []).append(result)
+    averages = []
+    for of_embedder in rows.values():
+        domains = dict.fromkeys(row["domain"] for row in of_embedder if row["domain"] is not None)
+        for domain in (*domains, None):
+            members = [row for row in of_embedder if domain in (None, row["domain"])]
+            averages.append(
+                {
+                    **{key: members[0][key] for key in ("embedder", "data")},
+                    "domain": domain,
+                    "benchmarks": [row["benchmark"] for row in members],
+                    **{key: fmean(row[key] for row in members) for key in ("accuracy", "auc", "eer")},
+                }
+            )
+    return averages
 
 
 def _versions() -> dict[str, str]:
@@ -83,30 +115,62 @@ _SYNTHETIC = "synthetic: rendered faces, no people; such numbers say nothing abo
 
 
 def _rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Cells for people; a row an embedder and benchmark, and below it one a domain."""
-    rows = []
+    """Cells for people: a row an embedder and benchmark, below it one a part; then the means over benchmarks."""
+    rows: list[dict[str, str]] = []
     for result in results:
         rates = [f"{100 * rate['tar']:.2f}@{rate['far']:g}" for rate in result["tar_at_far"][-2:]]
         speed = result["images_per_second"]
-        rows.append(
-            [
-                result["embedder"]["name"],
-                result["benchmark"],
-                result["data"],
-                f"{result['pairs']:,}",
-                str(len(result["fold_accuracies"])),
-                f"{100 * result['accuracy']:.2f} ± {100 * result['accuracy_std']:.2f}",
-                f"{result['auc']:.4f}",
-                f"{100 * result['eer']:.2f}",
-                " ".join(rates) or "-",
-                "-" if speed is None else f"{speed:.1f}",
-            ]
-        )
-        for name, scores in (result["domains"] or {}).items():
-            auc = "-" if scores["auc"] is None else f"{scores['auc']:.4f}"
+        row = {
+            "embedder": result["embedder"]["name"],
+            "benchmark": result["benchmark"],
+            "data": result["data"],
+            "pairs": f"{result['pairs']:,}",
+            "folds": "-",
+            "accuracy": "-",
+            "AUC": f"{result['auc']:.4f}",
+            "EER": f"{100 * result['eer']:.2f}",
+            "TAR@FAR": " ".join(rates) or "-",
+            "img/s": "-" if speed is None else f"{speed:.1f}",
+        }
+        if "accuracy" in result:  # templates (IJB) have none
+            row["folds"] = str(len(result["fold_accuracies"]))
+            row["accuracy"] = f"{100 * result['accuracy']:.2f} ± {100 * result['accuracy_std']:.2f}"
+        rows += [row, *_parts(result)]
+    for average in average_results(results):
+        if len(average["benchmarks"]) > 1:
             rows.append(
-                ["", f"  {name}", "", f"{scores['pairs']:,}", "", f"{100 * scores['accuracy']:.2f}", auc, "", "", ""]
+                {
+                    "embedder": average["embedder"]["name"],
+                    "benchmark": f"mean of {average['domain'] or 'all'} ({len(average['benchmarks'])})",
+                    "data": average["data"],
+                    "accuracy": f"{100 * average['accuracy']:.2f}",
+                    "AUC": f"{average['auc']:.4f}",
+                    "EER": f"{100 * average['eer']:.2f}",
+                }
             )
+    return [[row.get(column, "") for column in _HEADER] for row in rows]
+
+
+def _parts(result: dict[str, Any]) -> list[dict[str, str]]:
+    """Rows below that of a benchmark: domains, demographic groups and their gaps, identification of templates."""
+    groups = result.get("groups") or {"scores": {}, "rates": []}
+    rows = [
+        {
+            "benchmark": f"  {name}",
+            "pairs": f"{scores['pairs']:,}",
+            "accuracy": f"{100 * scores['accuracy']:.2f}",
+            "AUC": "-" if scores["auc"] is None else f"{scores['auc']:.4f}",
+        }
+        for name, scores in [*(result["domains"] or {}).items(), *groups["scores"].items()]
+    ]
+    for rate in groups["rates"][-1:]:  # at the lowest false accept rate
+        gaps = [(kind.upper(), rate[f"{kind}_difference"]) for kind in ("fmr", "fnmr")]
+        text = ", ".join(f"{kind} differs by {100 * gap:.2f}" for kind, gap in gaps if gap is not None)
+        rows.append({"benchmark": "  gap of groups", "TAR@FAR": f"{text}@{rate['far']:g}" if text else "-"})
+    if found := result.get("identification"):
+        rates = [f"rank-{row['rank']} {100 * row['rate']:.2f}" for row in found["mean"]["rank_rates"][:1]]
+        rates += [f"TPIR {100 * row['tpir']:.2f}@{row['fpir']:g}" for row in found["mean"]["tpir_at_fpir"]]
+        rows.append({"benchmark": f"  1:N, mean of {', '.join(found['galleries'])}", "TAR@FAR": " ".join(rates)})
     return rows
 
 
@@ -147,8 +211,8 @@ def write_tables(folder: Path, results: Sequence[dict[str, Any]]) -> list[Path]:
     writer.writerow(["embedder", *plain, *intervals, *(f"tar@far={far:g}" for far in rates)])
     for result in results:
         tars = {rate["far"]: rate["tar"] for rate in result["tar_at_far"]}
-        ends = [*result["accuracy_interval"], *(result["auc_interval"] or ["", ""])]
-        numbers = [*(result[key] for key in plain), *ends, *(tars.get(far, "") for far in rates)]
+        ends = [end for key in ("accuracy_interval", "auc_interval") for end in result.get(key) or ("", "")]
+        numbers = [*(result.get(key, "") for key in plain), *ends, *(tars.get(far, "") for far in rates)]
         writer.writerow([result["embedder"]["name"], *numbers])
     files = {folder / "results.md": markdown, folder / "results.csv": content.getvalue()}
     for file, text in files.items():

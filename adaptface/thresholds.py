@@ -7,25 +7,26 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adaptface.data.pairs import PairSet
-from adaptface.evaluation import Evaluation
 from adaptface.files import write_text_atomically
 from adaptface.metrics import match_calibration
 from configuration_adaptface import AdaptFaceConfig
 
 
-def decision_thresholds(evaluation: Evaluation, pair_set: PairSet) -> dict[str, Any]:
+def decision_thresholds(result: dict[str, Any], pair_set: PairSet, similarities: np.ndarray) -> dict[str, Any]:
     """What `AdaptFaceConfig.thresholds` holds: thresholds at the false accept rates that the pairs support.
 
     Args:
-        evaluation: of the model on `pair_set`.
+        result: of `evaluate_pairs`, of the model on `pair_set`.
+        similarities (`np.ndarray` of shape `(N,)`): cosine of each pair.
     Returns:
         `benchmark`, `data`, counts of pairs, `embedding` and `score` of the protocol, `date`, `weights_sha256`,
         `operating_points` (see [`~metrics.tar_at_far`]) and `calibration` (see [`~metrics.match_calibration`]).
     Raises:
         ValueError: the pairs support no false accept rate, or the similarity does not tell matches.
     """
-    result = evaluation.result
     if not result["tar_at_far"]:
         raise ValueError(
             f"{pair_set.name}: {result['impostor']} impostor pairs are too few for any threshold; calibrate on more"
@@ -37,7 +38,7 @@ def decision_thresholds(evaluation: Evaluation, pair_set: PairSet) -> dict[str, 
         "date": datetime.now(UTC).date().isoformat(),
         "weights_sha256": result["embedder"]["weights_sha256"],
         "operating_points": result["tar_at_far"],
-        "calibration": match_calibration(1 - evaluation.distances / 2, pair_set.same, pair_set.folds),
+        "calibration": match_calibration(similarities, pair_set.same, pair_set.folds),
     }
 
 

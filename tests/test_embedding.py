@@ -1,6 +1,7 @@
 """Embedders and the evaluation of pair lists, against formulas written out a second time."""
 
 import builtins
+import dataclasses
 import hashlib
 import json
 import math
@@ -437,8 +438,29 @@ def test_evaluation_scores_the_cosines_of_the_listed_pairs(tmp_path: Path) -> No
     assert result["auc"] > 0.9 and 0.7 < result["accuracy"] <= 1
     assert result["pairs"] == 20 and result["images"] == 40 and result["embedding_size"] == 3
     assert result["benchmark"] == "dev_pairs" and result["data"] == "unspecified" and result["warnings"] == []
+    assert (result["domain"], result["groups"], result["resampled"]) == (None, None, "folds")
     assert set(result["domains"]) == {"pose", "general"} and result["domains"]["pose"]["pairs"] == 8
     assert result["domains"]["pose"]["auc"] == pytest.approx(roc_auc_score(same[:8], cosines[:8]))
+
+
+def test_evaluation_of_groups_people_and_a_known_benchmark(tmp_path: Path) -> None:
+    path = write_pairs(tmp_path)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = [f"{line},{'FM'[i % 4 // 2]},p{i},p{i if i % 2 else i + 1}" for i, line in enumerate(lines[1:])]
+    path = path.rename(tmp_path / "LFW_pairs.csv")
+    path.write_text("\n".join([f"{lines[0]},group,identity_a,identity_b", *rows]), encoding="utf-8")
+    result = evaluate_pairs(ChannelMeans(), load_pairs(path, tmp_path / "dev"), progress=False)
+    assert result["domain"] == "general" and result["resampled"] == "identities"
+    assert result["groups"]["rates"] == [], "ten impostor pairs support no rate"
+    assert {name: found["pairs"] for name, found in result["groups"]["scores"].items()} == {"F": 10, "M": 10}
+    pairs = load_pairs(path, tmp_path / "dev")
+    names = ("index_a", "index_b", "same", "folds", "domain", "group", "identity")
+    many = dataclasses.replace(pairs, **{name: np.concatenate([getattr(pairs, name)] * 4) for name in names})
+    result = evaluate_pairs(ChannelMeans(), many, progress=False)
+    (rates,) = result["groups"]["rates"]
+    assert rates["far"] == 0.1 and rates["threshold"] == result["tar_at_far"][0]["threshold"]
+    assert sum(group["impostor"] for group in rates["groups"].values()) == 40
+    json.dumps(result, allow_nan=False)
 
 
 def test_suspect_labels_stop_the_evaluation_or_become_warnings(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """Verification metrics against naive loops, scikit-learn and hand counts."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
-from scipy.optimize import minimize
-from scipy.stats import norm
-from sklearn.metrics import roc_auc_score
+from scipy.optimize import brentq, minimize
+from scipy.stats import binomtest, mannwhitneyu, norm
+from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.model_selection import KFold
 
 from adaptface import metrics
@@ -12,9 +14,12 @@ from adaptface.metrics import (
     accuracy_interval,
     auc_interval,
     contiguous_folds,
+    dependent_interval,
     equal_error_rate,
+    group_error_rates,
     group_scores,
     identification_report,
+    identity_bootstrap,
     kfold_accuracy,
     match_calibration,
     pair_distances,
@@ -116,6 +121,17 @@ def test_equal_error_rate_is_where_both_rates_meet() -> None:
     assert np.mean(similarities[same] <= threshold) == pytest.approx(rate, abs=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["continuous", "ties"])
+def test_auc_and_equal_error_rate_agree_with_scipy(kind: str) -> None:
+    for seed in range(5):
+        distances, same = scores(seed, 500, kind)
+        report = verification_report(distances, same)
+        wins = mannwhitneyu(-distances[same], -distances[~same]).statistic
+        assert report.auc == pytest.approx(wins / (same.sum() * (~same).sum()))
+        far, tar, _ = roc_curve(same, -distances)
+        assert report.eer == pytest.approx(brentq(lambda x: 1 - x - np.interp(x, far, tar), 0, 1), abs=1e-9)  # noqa: B023
+
+
 @pytest.mark.parametrize(("num_impostors", "far", "errors"), [(3000, 1e-3, 3), (3000, 1e-2, 30), (3500, 1e-3, 3)])
 def test_tar_at_far_lets_exactly_the_allowed_impostors_pass(num_impostors: int, far: float, errors: int) -> None:
     rng = np.random.default_rng(0)
@@ -205,6 +221,62 @@ def test_group_scores_use_the_thresholds_of_the_whole_list() -> None:
     assert scores["age"] == {"pairs": 2, "genuine": 2, "accuracy": 0.5, "auc": None}
 
 
+def grouped(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """600 pairs: groups a and b of each kind, c without genuine pairs, d of ten pairs, and pairs of no group."""
+    distances, same = scores(seed, 600, "ties")
+    groups = np.array(["a", "b", "b", ""])[np.arange(600) % 4].astype(object)
+    groups[(np.arange(600) % 9 == 0) & ~same] = "c"
+    groups[:10] = "d"
+    return distances, same, groups.astype(str)
+
+
+def test_group_error_rates_are_those_of_plain_loops() -> None:
+    distances, same, groups = grouped(0)
+    report = verification_report(distances, same, fars=(0.5, 0.1))
+    results = group_error_rates(distances, same, groups, report.tar_at_far)
+    assert [result["far"] for result in results] == [0.5, 0.1]
+    for result, rate in zip(results, report.tar_at_far, strict=True):
+        assert result["threshold"] == rate["threshold"]
+        assert set(result["groups"]) == {"a", "b", "c", "d"}
+        rates: dict[str, list[float]] = {"fmr": [], "fnmr": []}
+        for name, found in result["groups"].items():
+            wrong, total = {True: 0, False: 0}, {True: 0, False: 0}
+            for distance, genuine, group in zip(distances, same, groups, strict=True):
+                if group == name:
+                    total[bool(genuine)] += 1
+                    wrong[bool(genuine)] += genuine != (1 - distance / 2 > rate["threshold"])
+            assert (found["genuine"], found["impostor"]) == (total[True], total[False])
+            assert (found["false_non_matches"], found["false_matches"]) == (wrong[True], wrong[False])
+            for kind, genuine, known in (
+                ("fnmr", True, total[True] > 0),
+                ("fmr", False, rate["far"] * total[False] >= 3),
+            ):
+                if not known:
+                    assert found[kind] is None and found[f"{kind}_interval"] is None and found["note"]
+                    continue
+                assert found[kind] == wrong[genuine] / total[genuine]
+                assert found[f"{kind}_interval"] == wilson_interval(wrong[genuine], total[genuine])
+                rates[kind].append(found[kind])
+        assert result["groups"]["a"]["note"] is None
+        assert result["groups"]["c"]["note"] == "no genuine pairs"
+        assert "impostor pairs are too few for a rate of 0.1" in results[1]["groups"]["d"]["note"]
+        for kind, values in rates.items():
+            assert result[f"{kind}_difference"] == max(values) - min(values)
+            assert result[f"{kind}_ratio"] == (max(values) / min(values) if min(values) else None)
+        assert rates["fmr"] and result["fmr_ratio"] > 1
+
+
+def test_gaps_of_error_free_or_single_groups() -> None:
+    distances, same = np.array([0.2, 0.2, 1.8, 1.8] * 10), np.array([True, True, False, False] * 10)
+    rate = {"far": 0.5, "threshold": 0.5}
+    (result,) = group_error_rates(distances, same, np.array(["a", "b"] * 20), [rate])
+    assert (result["fmr_difference"], result["fmr_ratio"], result["fnmr_ratio"]) == (0, None, None)
+    (result,) = group_error_rates(distances, same, np.array(["a"] * 40), [rate])
+    assert (result["fmr_difference"], result["fnmr_difference"], result["fmr_ratio"]) == (None, None, None)
+    assert group_error_rates(distances, same, np.array([""] * 40), [rate])[0]["groups"] == {}
+    assert group_scores(distances, same, np.arange(40) % 10, [1.0] * 10, np.array(["a", ""] * 20)).keys() == {"a"}
+
+
 def test_folds_that_are_not_half_genuine_are_named() -> None:
     same = np.tile([True, False], 50)
     assert suspect_folds(same, contiguous_folds(100)) == []
@@ -242,6 +314,8 @@ def test_wilson_interval_solves_its_equation(successes: int, trials: int) -> Non
         assert distance == pytest.approx(1.959964 * np.sqrt(end * (1 - end) / trials), rel=1e-5, abs=1e-9)
     low, high = wilson_interval(successes, trials)
     assert 0 <= low <= observed <= high <= 1 and low < high
+    expected = binomtest(successes, trials).proportion_ci(method="wilson")
+    assert [low, high] == pytest.approx([expected.low, expected.high], abs=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["plain", "ties"])
@@ -404,3 +478,92 @@ def test_galleries_that_cannot_be_searched() -> None:
         identification_report(search(rows, np.arange(3), rows, np.array([4, 7, 5])), enrolled=3)
     all_mated = identification_report(search(rows, np.arange(3), rows, np.arange(3)), enrolled=3)
     assert all_mated.rank_rates[0]["rate"] == 1 and all_mated.tpir_at_fpir == []
+
+
+# ----------------------------------------------------------------------------------------------------------- identities
+def people(seed: int, num_people: int, spread: float = 0.6) -> SimpleNamespace:
+    """Pairs whose scores depend on who is on them: two genuine pairs a person, two impostor pairs beside them."""
+    rng = np.random.default_rng(seed)
+    ease = rng.normal(size=num_people)  # of each person
+    first = np.tile(np.arange(num_people), 4)
+    second = np.concatenate([first[: 2 * num_people], *((np.arange(num_people) + k) % num_people for k in (1, 2))])
+    same = first == second
+    noise = rng.normal(size=4 * num_people) * (1 - spread**2) ** 0.5
+    similarities = same * 1.0 + noise + spread * (ease[first] + ease[second]) / np.where(same, 2, 2**0.5)
+    return SimpleNamespace(similarities=similarities, same=same, identities=np.stack([first, second], axis=1))
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_identity_bootstrap_equals_repeating_the_pairs_by_hand(ties: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "IDENTITY_SAMPLES", 30)
+    data = people(0, 12)
+    similarities = np.round(data.similarities, 1 - ties)
+    order = np.random.default_rng(1).permutation(len(data.same))
+    similarities, same, identities = similarities[order], data.same[order], data.identities[order]
+    thresholds = np.array([0.5, 1.0])
+    aucs, tars, fars = identity_bootstrap(similarities, same, identities, thresholds)
+    names = np.array([f"p{number:02}" for number in range(12)])[identities]
+    assert np.array_equal(identity_bootstrap(similarities, same, names, thresholds)[0], aucs)
+    draws = list(metrics._identity_draws(12))
+    assert len(draws) == 30 and all(counts.sum() == 12 for counts in draws) and len({tuple(d) for d in draws}) == 30
+    for sample, counts in enumerate(draws):
+        members: list[int] = []  # each pair as often as the bootstrap has it
+        for pair, (a, b) in enumerate(identities):
+            members += [pair] * int(counts[a] if a == b else counts[a] * counts[b])
+        labels, drawn = same[members], similarities[members]
+        assert aucs[sample] == pytest.approx(roc_auc_score(labels, drawn), abs=1e-12)
+        for at, threshold in enumerate(thresholds):
+            assert tars[sample, at] == pytest.approx(np.mean(drawn[labels] > threshold), abs=1e-12)
+            assert fars[sample, at] == pytest.approx(np.mean(drawn[~labels] > threshold), abs=1e-12)
+
+
+def test_report_says_what_its_intervals_allow_for() -> None:
+    data = people(0, 100)
+    distances = 2 - np.clip(data.similarities, -4, 4) / 4 * 2
+    alone = verification_report(distances, data.same, np.arange(400) % 10, (0.1,))
+    known = verification_report(distances, data.same, np.arange(400) % 10, (0.1,), data.identities)
+    assert (alone.resampled, known.resampled) == ("folds", "identities")
+    cosines = 1 - distances / 2
+    rate = known.tar_at_far[0]
+    aucs, tars, fars = identity_bootstrap(cosines, data.same, data.identities, np.array([rate["threshold"]]))
+    assert known.auc_interval == pytest.approx(np.quantile(aucs, [0.025, 0.975]).tolist())
+    assert rate["tar_interval"] == dependent_interval(rate["tar"], 200, tars[:, 0])
+    assert rate["far_interval"] == dependent_interval(rate["measured_far"], 200, fars[:, 0])
+    unchanged = {"auc_interval", "resampled", "tar_at_far"}
+    for name in set(vars(alone)) - unchanged:
+        assert getattr(alone, name) == getattr(known, name)
+    assert verification_report(distances, data.same, np.arange(400) % 10, (0.1,), data.identities) == known
+    with pytest.raises(ValueError, match=r"identities \(400,\) must have the shape \(N, 2\), here \(400, 2\)"):
+        verification_report(distances, data.same, identities=data.identities[:, 0])
+
+
+def test_dependent_interval_is_wilsons_for_the_pairs_worth() -> None:
+    # Samples that vary as 50 independent trials do: variance p (1 - p) / 50.
+    samples = 0.2 + (0.2 * 0.8 / 50) ** 0.5 * np.array([-1, 1, np.nan])
+    assert dependent_interval(0.2, 400, samples) == pytest.approx(wilson_interval(10, 50))
+    assert dependent_interval(0.2, 20, samples) == wilson_interval(4, 20), "never more than there are"
+    assert dependent_interval(0.0, 400, np.zeros(9)) == wilson_interval(0, 400), "never certain"
+    assert dependent_interval(1.0, 400, np.ones(9)) == wilson_interval(400, 400)
+
+
+def test_identity_intervals_hold_the_truth_where_people_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 150 sets of 60 people each; Wilson's for independent pairs is too narrow for them, which shows the need."""
+    monkeypatch.setattr(metrics, "IDENTITY_SAMPLES", 200)
+    truth = people(99, 100_000, spread=0.95)
+    far = np.mean(truth.similarities[~truth.same] > 1)
+    tar = np.mean(truth.similarities[truth.same] > 1)
+    auc = roc_auc_score(truth.same, truth.similarities)
+    hits = {"auc": 0, "tar": 0, "far": 0, "tar, independent": 0}
+    for seed in range(150):
+        data = people(seed, 60, spread=0.95)
+        aucs, tars, fars = identity_bootstrap(data.similarities, data.same, data.identities, np.array([1.0]))
+        measured_tar, measured_far = (np.mean(data.similarities[part] > 1) for part in (data.same, ~data.same))
+        for name, value, (low, high) in (
+            ("auc", auc, np.nanquantile(aucs, [0.025, 0.975])),
+            ("tar", tar, dependent_interval(measured_tar, 120, tars[:, 0])),
+            ("far", far, dependent_interval(measured_far, 120, fars[:, 0])),
+            ("tar, independent", tar, wilson_interval(measured_tar * 120, 120)),
+        ):
+            hits[name] += low <= value <= high
+    assert all(hits[name] >= 0.9 * 150 for name in ("auc", "tar", "far")), hits
+    assert hits["tar, independent"] < 0.9 * 150, hits

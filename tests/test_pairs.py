@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from adaptface.data.benchmarks import load_pairs
+from adaptface.data.pairs import benchmark_domain
 
 
 def encoded(number: int, kind: str = "PNG") -> bytes:
@@ -61,6 +62,81 @@ def test_fold_and_domain_columns_in_any_order_and_an_image_folder_elsewhere(tmp_
     assert pairs.domain is not None
     assert pairs.folds.tolist() == [3] * 20 + [4] * 20 and pairs.domain.tolist() == ["pose"] * 40
     assert pairs.protocol == "the list's own 2 folds"
+
+
+def test_group_and_identity_columns(tmp_path: Path) -> None:
+    write_faces(tmp_path / "dev")
+    rows = [f"{a},{b},{same},{'FM'[i % 3 // 2]},p{int(a[:2])},p{int(a[:2]) + 1 - same}"
+            for i, (a, b, same) in enumerate(ROWS)]  # fmt: skip
+    rows[3] = rows[3].replace(",M,", ",,").replace(",F,", ",,")
+    pairs = load_pairs(write_csv(tmp_path / "dev.csv", "image_a,image_b,same,group,identity_a,identity_b", rows))
+    assert pairs.group is not None and pairs.identity is not None
+    assert pairs.group.tolist() == ["" if i == 3 else "FM"[i % 3 // 2] for i in range(40)]
+    assert pairs.identity.shape == (40, 2) and len(np.unique(pairs.identity)) == 20
+    assert ((pairs.identity[:, 0] == pairs.identity[:, 1]) == pairs.same).all()
+    assert pairs.suspect_labels() == [] and pairs.tag is None
+
+
+def test_labels_against_identities_are_suspect_and_unbalanced_folds_then_are_not(tmp_path: Path) -> None:
+    write_faces(tmp_path / "dev")
+    header = "image_a,image_b,same,identity_a,identity_b"
+    rows = [f"{i:02}.png,{(i + 1) % 20:02}.png,{int(i < 5)},p{i},p{i if i < 5 else i + 1}" for i in range(20)]
+    pairs = load_pairs(write_csv(tmp_path / "dev.csv", header, rows))
+    assert pairs.suspect_labels() == [] and pairs.notes()[0].startswith("unbalanced folds: fold 0 has 2 genuine of 2")
+    rows[7] = "07.png,08.png,0,p7,p7"
+    rows[9] = "09.png,10.png,1,p9,p10"
+    (problem,) = load_pairs(write_csv(tmp_path / "dev.csv", header, rows)).suspect_labels()
+    assert problem.startswith("2 labels contradict the identities, the first is that of ")
+    assert problem.endswith("07.png and " + str(tmp_path / "dev" / "08.png"))
+
+
+@pytest.mark.parametrize(
+    ("name", "domain"),
+    [
+        ("lfw", "general"), ("LFW", "general"), ("lfw_pairs", "general"), ("cfp_fp", "pose"), ("CFP-FP", "pose"),
+        ("cplfw", "pose"), ("agedb_30", "age"), ("AgeDB-30", "age"), ("agedb30", "age"), ("agedb", "age"),
+        ("pairs_CALFW", "age"), ("cfp_ff", None), ("mylfw", None), ("agedb_5", None), ("pairs", None), ("", None),
+    ],
+)  # fmt: skip
+def test_domain_of_a_benchmark_by_its_name(name: str, domain: str | None) -> None:
+    assert benchmark_domain(name) == domain
+
+
+BFW_HEADER = "fold,p1,p2,label,id1,id2,att1,att2,vgg16,resnet50,senet50,a1,a2,g1,g2,e1,e2"
+
+
+def write_bfw(folder: Path) -> list[str]:
+    """BFW's table in small: five folds, each two genuine and two impostor pairs, one of them across subgroups."""
+    rows = []
+    for fold in range(1, 6):
+        for letter, att in (("F", "asian_females"), ("M", "white_males")):
+            other = ("M", "white_males") if letter == "F" else (letter, att)
+            for image in (f"{att}/n00000{fold}/0010_01.jpg", f"{att}/n00000{fold}/0043_02.jpg"):
+                (folder / image).parent.mkdir(parents=True, exist_ok=True)
+                (folder / image).write_bytes(encoded(fold, "JPEG"))
+            mine, person = f"{att}/n00000{fold}", f"{letter}{fold}"
+            theirs, stranger = f"{other[1]}/n00000{fold % 5 + 1}", f"{other[0]}{fold % 5 + 1}"
+            tail = f"0.8,0.7,0.6,A{letter},X,{letter},{other[0]},A,A"
+            rows.append(f"{fold},{mine}/0010_01.jpg,{mine}/0043_02.jpg,1,{person},{person},{att},{att},{tail}")
+            rows.append(f"{fold},{mine}/0010_01.jpg,{theirs}/0043_02.jpg,0,{person},{stranger},{att},{other[1]},{tail}")
+    return rows
+
+
+def test_bfw_table_is_told_by_its_header(tmp_path: Path) -> None:
+    rows = write_bfw(tmp_path / "bfw")
+    pairs = load_pairs(write_csv(tmp_path / "bfw-v0.1.5-datatable.csv", BFW_HEADER, rows), tmp_path / "bfw")
+    assert (
+        len(pairs) == 20
+        and len(pairs.images) == 20
+        and pairs.folds.tolist() == [f for f in range(1, 6) for _ in "1234"]
+    )
+    assert pairs.group is not None and pairs.group.tolist() == ["asian_females", "", "white_males", "white_males"] * 5
+    assert pairs.identity is not None and len(np.unique(pairs.identity)) == 10
+    assert pairs.same.tolist() == [True, False] * 10 and pairs.suspect_labels() == []
+    assert pairs.images.where(pairs.index_b[1]).endswith("white_males/n000002/0043_02.jpg")
+    write_csv(tmp_path / "bfw.csv", BFW_HEADER, [rows[0], rows[1].replace(",0,F1,", ",2,F1,"), *rows[2:]])
+    with pytest.raises(ValueError, match=r"bfw.csv: 1 malformed lines:\s+line 3: same is '2', not 1 or 0"):
+        load_pairs(tmp_path / "bfw.csv", tmp_path / "bfw")
 
 
 def test_byte_order_mark_quotes_blank_lines_and_other_spellings(tmp_path: Path) -> None:
@@ -144,6 +220,9 @@ def replace_row(number: int, row: str) -> list[str]:
         ("image_a,image_b,same", replace_row(0, ",01.png,1"), "line 2: an image name is empty"),
         ("image_a,image_b,fold,same", ["00.png,01.png,-1,1"], "line 2: fold is '-1', not a whole number"),
         ("image_a,image_b,domain,same", ["00.png,01.png,,1"], "line 2: domain is empty"),
+        ("image_a,image_b,same,identity_a,identity_b", ["00.png,01.png,1,p,"], "line 2: identity_b is empty"),
+        ("image_a,image_b,same,identity_a", ["00.png,01.png,1,p"], "line 2: identity_b is empty"),
+        ("image_a,image_b,same,identity_b", ["00.png,01.png,1,p"], "line 2: identity_a is empty"),
         ("image_a,image_b,same", ["00.png,01.png,1"] * 12, "all 12 pairs are genuine pairs"),
         ("image_a,image_b,same", ["00.png,01.png,1", "02.png,01.png,0"], "2 pairs cannot be cut into 10 folds"),
         ("image_a,image_b,fold,same", ["00.png,01.png,1,1", "02.png,01.png,1,0"], "all pairs are in one fold"),
@@ -165,10 +244,13 @@ def test_malformed_txt_encoding_suffix_and_path(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not UTF-8 text at byte"):
         load_pairs(tmp_path / "a.csv")
     (tmp_path / "a.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"suffix '.json'; use .csv, .txt or .bin"):
+    with pytest.raises(ValueError, match=r"suffix '.json'; use .csv, .txt, .bin or .parquet"):
         load_pairs(tmp_path / "a.json")
-    with pytest.raises(FileNotFoundError, match="no pair list at"):
-        load_pairs(tmp_path / "none.csv")
+    for name in ("none.csv", "none.bin", "none.parquet"):
+        with pytest.raises(FileNotFoundError, match="no pair list at"):
+            load_pairs(tmp_path / name)
+    with pytest.raises(ValueError, match=r"a\.txt: is not divided into splits, so it has no 'test'"):
+        load_pairs(tmp_path / "a.txt", split="test")
 
 
 def test_an_unreadable_image_is_named_when_it_is_opened(tmp_path: Path) -> None:

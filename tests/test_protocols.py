@@ -1,7 +1,8 @@
-"""LFW's and CFP's own files, written here as their authors describe them, mean the pairs that they say."""
+"""LFW's, RFW's and CFP's own files, written here as their authors describe them, mean the pairs that they say."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -43,6 +44,8 @@ def test_lfw_list(lfw: Path) -> None:
     assert image(pairs, pairs.index_a[11]) == "lfw/Ann_F1/Ann_F1_0003.png"
     assert image(pairs, pairs.index_b[11]) == "lfw/Bob_F1/Bob_F1_0001.png"
     assert pairs.suspect_labels() == [] and pairs.images[0].size == (20, 20)
+    assert pairs.identity is not None and len(np.unique(pairs.identity)) == 20
+    assert ((pairs.identity[:, 0] == pairs.identity[:, 1]) == pairs.same).all()
 
 
 def test_lfw_list_with_another_image_folder(lfw: Path, tmp_path: Path) -> None:
@@ -81,6 +84,79 @@ def test_lfw_list_cut_off(lfw: Path) -> None:
 
 
 @pytest.fixture
+def rfw(tmp_path: Path) -> Path:
+    """Two races, ten folds of two genuine and two impostor pairs each; no first line, as published."""
+    for race in ("African", "Asian"):
+        lines = []
+        for fold in range(FOLDS):
+            a, b = (f"m.0{race[1]}{fold}{letter}" for letter in "xy")
+            lines += [f"{a}\t1\t2", f"{b}\t2\t1", f"{a}\t1\t{b}\t2", f"{b}\t1\t{a}\t2"]
+            for name in (a, b):
+                for number in (1, 2):
+                    save(tmp_path / "rfw" / "data" / race / name / f"{name}_{number:04d}.jpg")
+        (tmp_path / "rfw" / "txts" / race).mkdir(parents=True)
+        (tmp_path / "rfw" / "txts" / race / f"{race}_pairs.txt").write_text("\n".join(lines) + "\n")
+        (tmp_path / "rfw" / "txts" / race / f"{race}_people.txt").write_text("not read\n")
+    return tmp_path / "rfw"
+
+
+def test_rfw_is_one_benchmark_whose_groups_are_the_races(rfw: Path) -> None:
+    pairs = load_pairs(rfw)
+    assert (pairs.name, len(pairs), len(pairs.images)) == ("rfw", 80, 80)
+    assert pairs.group is not None and pairs.group.tolist() == ["African"] * 40 + ["Asian"] * 40
+    assert pairs.folds.tolist() == [fold for fold in range(10) for _ in range(4)] * 2
+    assert pairs.same.tolist() == [True, True, False, False] * 20
+    assert image(pairs, pairs.index_a[42]) == "Asian/m.0s0x/m.0s0x_0001.jpg"
+    assert image(pairs, pairs.index_b[42]) == "Asian/m.0s0y/m.0s0y_0002.jpg"
+    assert pairs.identity is not None and len(np.unique(pairs.identity)) == 40
+    assert pairs.suspect_labels() == [] and pairs.images[0].size == (20, 20)
+
+
+def test_rfw_with_counted_lists_people_of_two_races_and_images_elsewhere(rfw: Path, tmp_path: Path) -> None:
+    (rfw / "data").rename(tmp_path / "aligned")
+    file = rfw / "txts" / "Asian" / "Asian_pairs.txt"
+    file.write_text("10\t2\n" + file.read_text().replace("m.0s3x", "m.0f3x"))
+    (tmp_path / "aligned" / "Asian" / "m.0s3x").rename(tmp_path / "aligned" / "Asian" / "m.0f3x")
+    for number in (1, 2):
+        folder = tmp_path / "aligned" / "Asian" / "m.0f3x"
+        (folder / f"m.0s3x_{number:04d}.jpg").rename(folder / f"m.0f3x_{number:04d}.jpg")
+    pairs = load_pairs(rfw, tmp_path / "aligned")
+    assert len(pairs.images) == 80 and pairs.identity is not None and len(np.unique(pairs.identity)) == 39
+    with pytest.raises(FileNotFoundError, match=r"rfw: 80 of 80 images are missing; is .*data the image folder"):
+        load_pairs(rfw)
+
+
+@pytest.mark.parametrize(
+    ("number", "line", "message"),
+    [
+        (3, "a\t1", r"Asian_pairs.txt: 1 malformed lines:\s+line 3: expected `name1 n1 name2 n2`, found 'a.t1'"),
+        (1, "a\t1\tb", r"Asian_pairs.txt: 1 malformed lines:\s+line 1: expected `name n1 n2`, found 'a.t1.tb'"),
+        (3, "a\t1\tb\tx", r"line 3: expected `name1 n1 name2 n2`"),
+        (9, "a\t1\tb\t2", r"Asian_pairs.txt: unbalanced folds: fold 2 has 1 genuine of 4.*is the list cut off\?"),
+        (1, "10\t3", r"Asian_pairs.txt, line 1: 10 folds of 3 genuine and 3 impostor pairs take 61 lines"),
+    ],
+)
+def test_rfw_malformed(rfw: Path, number: int, line: str, message: str) -> None:
+    file = rfw / "txts" / "Asian" / "Asian_pairs.txt"
+    lines = file.read_text().splitlines()
+    lines[number - 1] = line
+    file.write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=message):
+        load_pairs(rfw)
+
+
+def test_rfw_incomplete(rfw: Path) -> None:
+    file = rfw / "txts" / "Asian" / "Asian_pairs.txt"
+    whole = file.read_text()
+    file.write_text("\n".join(whole.splitlines()[:7]))
+    with pytest.raises(ValueError, match=r"Asian_pairs.txt: 7 pairs cannot be cut into 10 folds"):
+        load_pairs(rfw)
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"Asian_pairs.txt: this list of RFW is missing; unpack"):
+        load_pairs(rfw)
+
+
+@pytest.fixture
 def cfp(tmp_path: Path) -> Path:
     """Two people a fold, ten frontal images and four profiles in all lists, as `number path` lines."""
     protocol = tmp_path / "cfp-dataset" / "Protocol"
@@ -116,7 +192,9 @@ def test_cfp_frontal_profile(cfp: Path) -> None:
         38: ("019/frontal/02.jpg", "020/profile/01.jpg"),
     }.items():
         assert (image(pairs, pairs.index_a[pair]), image(pairs, pairs.index_b[pair])) == (first, second)
-    assert pairs.suspect_labels() == []
+    assert pairs.suspect_labels() == [] and pairs.tag == "pose"
+    assert pairs.identity is not None and len(np.unique(pairs.identity)) == 20
+    assert ((pairs.identity[:, 0] == pairs.identity[:, 1]) == pairs.same).all()
 
 
 def test_cfp_frontal_frontal_and_images_elsewhere(cfp: Path, tmp_path: Path) -> None:

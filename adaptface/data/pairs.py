@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,25 @@ from adaptface.data.images import load_image
 from adaptface.data.synthetic import PARAMETERS_FILE
 from adaptface.metrics import contiguous_folds, only_one_kind, suspect_folds
 
+# What the published benchmarks are about, by their names in small letters and without punctuation.
+_DOMAINS = {"lfw": "general", "cfpfp": "pose", "cplfw": "pose", "agedb": "age", "agedb30": "age", "calfw": "age"}
+
+
+def benchmark_domain(name: str) -> str | None:
+    """Domain that a whole benchmark is about, by its usual name (`cfp_fp`, `AgeDB-30`, `pairs_CALFW`); None of others.
+
+    Source: the benchmarks' papers: LFW (Huang et al., 2007), CFP-FP (Sengupta et al., 2016), AgeDB (Moschoglou et al.,
+    2017), CALFW (Zheng et al., 2017) and CPLFW (Zheng and Deng, 2018).
+    """
+    key = re.sub(r"[^a-z0-9]", "", name.lower())
+    return _DOMAINS.get(key.removeprefix("pairs").removesuffix("pairs"))
+
 
 class PairImages:
     """The distinct images of a pair list, decoded to RGB each time one is asked for.
 
     Args:
-        items: a file path or the bytes of an encoded image, each.
+        items: a file path or the bytes of an encoded image, each; may be a sequence that reads them when asked.
         names: what to call each image in messages.
     """
 
@@ -56,6 +70,8 @@ class PairSet:
         folds (`np.ndarray` of shape `(N,)`): fold number of each pair.
         protocol: how the folds came about, for reports.
         domain: domain name of each pair, where the list gives one.
+        group: demographic group of each pair, where the list gives one; empty where its people are of two groups.
+        identity (`np.ndarray` of shape `(N, 2)`): number of the person on each image, where the list names them.
         synthetic: rendered faces (their parameters lie beside the list or its images); results must be called so.
     """
 
@@ -67,18 +83,35 @@ class PairSet:
     folds: np.ndarray
     protocol: str
     domain: np.ndarray | None = None
+    group: np.ndarray | None = None
+    identity: np.ndarray | None = None
     synthetic: bool = False
 
     def __len__(self) -> int:
         return len(self.same)
 
+    @property
+    def tag(self) -> str | None:
+        """Domain of the whole benchmark, see [`benchmark_domain`]."""
+        return benchmark_domain(self.name)
+
     def suspect_labels(self) -> list[str]:
-        """Signs that labels are wrong: unbalanced folds, a pair with both labels, an image unlike itself."""
-        return suspect_folds(self.same, self.folds) + contradictions(self.index_a, self.index_b, self.same, "an image")
+        """Signs that labels are wrong: a pair with both labels, an image unlike itself; labels that contradict the
+        identities or, where the list names none, unbalanced folds."""
+        problems = contradictions(self.index_a, self.index_b, self.same, "an image")
+        if self.identity is None:
+            return suspect_folds(self.same, self.folds) + problems
+        wrong = np.flatnonzero((self.identity[:, 0] == self.identity[:, 1]) != self.same)
+        if len(wrong):
+            where = " and ".join(self.images.where(side[wrong[0]]) for side in (self.index_a, self.index_b))
+            problems.append(f"{len(wrong)} labels contradict the identities, the first is that of {where}")
+        return problems
 
     def notes(self) -> list[str]:
-        """Harmless oddities worth a line in a report: repeated pairs, images compared with themselves."""
-        return oddities(self.index_a, self.index_b, self.same, "an image")
+        """Harmless oddities worth a line in a report: repeated pairs, images compared with themselves, and, where
+        identities vouch for the labels, unbalanced folds."""
+        unbalanced = [] if self.identity is None else suspect_folds(self.same, self.folds)
+        return unbalanced + oddities(self.index_a, self.index_b, self.same, "an image")
 
 
 def _keys(index_a: np.ndarray, index_b: np.ndarray) -> np.ndarray:
@@ -108,9 +141,28 @@ def oddities(index_a: np.ndarray, index_b: np.ndarray, same: np.ndarray, thing: 
 
 
 def pair_set(
-    path: Path, images: PairImages, indices: np.ndarray, same: np.ndarray, folds: np.ndarray | None, **fields: Any
+    path: str | Path,
+    images: PairImages,
+    indices: np.ndarray,
+    same: Sequence[bool] | np.ndarray,
+    folds: Sequence[int] | np.ndarray | None,
+    domain: Sequence[str] | None = None,
+    group: Sequence[str] | None = None,
+    identity: Sequence[tuple[str, str]] | None = None,
+    **fields: Any,
 ) -> PairSet:
-    """Check labels and folds, and build the set; `indices` has the shape `(N, 2)`."""
+    """Check labels and folds, and build the set.
+
+    Args:
+        path: what defines the pairs, for messages and the set's name.
+        images: see [`PairSet`].
+        indices (`np.ndarray` of shape `(N, 2)`): of each pair's two images.
+        same, folds, domain, group: one a pair; see [`PairSet`].
+        identity: names of the people on each pair's two images.
+    Raises:
+        ValueError: one class only, one fold only, or too few pairs for folds.
+    """
+    same = np.array(same, dtype=bool)
     if problem := only_one_kind(same):
         raise ValueError(f"{path}: {problem}")
     if folds is None:
@@ -120,12 +172,15 @@ def pair_set(
             raise ValueError(f"{path}: {error}") from error
         protocol = "ten equal contiguous folds"
     else:
+        folds = np.array(folds, dtype=np.int64)
         if (num_folds := len(np.unique(folds))) < 2:
             raise ValueError(f"{path}: all pairs are in one fold; number at least two, or leave out the fold column")
         protocol = f"the list's own {num_folds} folds"
+    codes = None if identity is None else np.unique(np.array(identity), return_inverse=True)[1].reshape(-1, 2)
     return PairSet(
         images=images, index_a=indices[:, 0], index_b=indices[:, 1], same=same, folds=folds, protocol=protocol,
-        **{"name": path.stem, **fields},
+        domain=None if domain is None else np.array(domain), group=None if group is None else np.array(group),
+        identity=codes, **{"name": Path(path).stem, **fields},
     )  # fmt: skip
 
 
@@ -133,9 +188,6 @@ def pairs_of_files(
     path: Path,
     folders: Sequence[Path],
     names: Sequence[tuple[str, str]],
-    same: Sequence[bool],
-    folds: np.ndarray | None,
-    domains: Sequence[str] | None = None,
     **fields: Any,
 ) -> PairSet:
     """A benchmark whose pairs name image files.
@@ -144,7 +196,7 @@ def pairs_of_files(
         path: what defines the pairs, for messages and the set's name.
         folders: where the images may be; the one that holds the first image is taken.
         names: relative paths of each pair's two images.
-        same, folds, domains: one a pair; see [`PairSet`].
+        fields: the others of [`pair_set`].
     Raises:
         FileNotFoundError: images are missing; all are counted, the first ones listed.
         ValueError: see `pair_set`.
@@ -165,9 +217,6 @@ def pairs_of_files(
         path,
         PairImages(files, [str(file) for file in files]),
         np.array(indices, dtype=np.int64),
-        np.array(same, dtype=bool),
-        folds,
-        domain=np.array(domains) if domains is not None else None,
         synthetic=any((place / PARAMETERS_FILE).is_file() for place in (path.parent, folder)),
         **fields,
     )

@@ -53,7 +53,7 @@ def load_bin(path: Path) -> PairSet:
         path,
         PairImages(items, names),
         np.array(indices, dtype=np.int64).reshape(-1, 2),
-        np.array(labels, dtype=bool),
+        labels,
         folds=None,
         synthetic=(path.parent / PARAMETERS_FILE).is_file(),
     )

@@ -1,16 +1,19 @@
-"""Benchmarks in the files that their authors publish: LFW's `pairs.txt` and CFP's protocol folders."""
+"""Benchmarks in the files that their authors publish: LFW's `pairs.txt`, CFP's protocol folders and RFW's folders."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from adaptface.data.base import problems
 from adaptface.data.pairs import PairSet, pairs_of_files
+from adaptface.metrics import contiguous_folds, suspect_folds
 
 _SUFFIXES = (".jpg", ".png", ".jpeg", ".webp", ".bmp")
+_Image = tuple[str, int]  # the person's name and the image's number
 
 
 def is_lfw_list(path: Path) -> bool:
@@ -30,12 +33,99 @@ def load_lfw(path: Path, folders: Sequence[Path]) -> PairSet:
         ValueError: a line is malformed, or there are more or fewer than the first one says; names the line.
     Source: Huang et al., Labeled Faces in the Wild, 2007; README of the data set.
     """
+    return _set_of_people(path, folders, *_lfw_pairs(path))
+
+
+def is_rfw(path: Path) -> bool:
+    """Whether a folder is laid out as RFW: `txts/<Race>/<Race>_pairs.txt`, beside `data/<Race>`."""
+    return any(file.name == f"{file.parent.name}_pairs.txt" for file in path.glob("txts/*/*_pairs.txt"))
+
+
+def load_rfw(path: Path, images: Path | None) -> PairSet:
+    """RFW as one benchmark whose groups are the races: `txts/<Race>/<Race>_pairs.txt`, one a folder of `txts`.
+
+    Each list holds ten folds of 300 genuine and 300 impostor pairs in lines like LFW's, as published without its first
+    line. Fold k of the set is that of every race. A name is one person, whose images may lie under two races.
+
+    Args:
+        images: folder that holds `<Race>/<id>/<id>_0001.jpg` ...; by default `data` beside `txts`.
+    Raises:
+        FileNotFoundError: a race's list or images are missing.
+        ValueError: a line is malformed, or a fold is not half genuine; names the list.
+    Source: Wang et al., Racial Faces in the Wild, 2019; whdeng.cn/RFW/testing.html. People of two races: RFWDatabase of
+        bob.bio.face.
+    """
+    pairs: list[tuple[_Image, _Image]] = []
+    same, folds, groups = [], [], []
+    for folder in sorted(place for place in (path / "txts").iterdir() if place.is_dir()):
+        race = folder.name
+        if not (file := folder / f"{race}_pairs.txt").is_file():
+            raise FileNotFoundError(f"{file}: this list of RFW is missing; unpack the data set again")
+        of_race, labels, numbers = _lfw_pairs(file)
+        if suspect := suspect_folds(labels, numbers):
+            raise ValueError(f"{file}: {suspect[0]}; is the list cut off?")
+        pairs += [((f"{race}/{a}", n), (f"{race}/{b}", m)) for (a, n), (b, m) in of_race]
+        same.append(labels)
+        folds.append(numbers)
+        groups += [race] * len(of_race)
+    fields = {"group": groups, "name": "rfw"}
+    return _set_of_people(path, [images or path / "data"], pairs, np.concatenate(same), np.concatenate(folds), **fields)
+
+
+def _set_of_people(
+    path: Path,
+    folders: Sequence[Path],
+    pairs: list[tuple[_Image, _Image]],
+    same: np.ndarray,
+    folds: np.ndarray,
+    **fields: Any,
+) -> PairSet:
+    """A benchmark of images `name/name_0001.jpg`; the name may have folders before it, which the file's has not."""
+    stems = [tuple(f"{place}/{place.rpartition('/')[2]}_{number:04d}" for place, number in pair) for pair in pairs]
+    first = stems[0][0]
+    suffix = next((s for s in _SUFFIXES if any((folder / f"{first}{s}").is_file() for folder in folders)), _SUFFIXES[0])
+    names = [(f"{a}{suffix}", f"{b}{suffix}") for a, b in stems]
+    people = [(a.rpartition("/")[2], b.rpartition("/")[2]) for (a, _), (b, _) in pairs]
+    return pairs_of_files(path, folders, names, same=same, folds=folds, identity=people, **fields)
+
+
+def _lfw_pairs(path: Path) -> tuple[list[tuple[_Image, _Image]], np.ndarray, np.ndarray]:
+    """Pairs, labels and folds of a list of LFW's lines.
+
+    Its first line says how they follow each other; without one they are ten equal folds, of pairs in any order.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text at byte {error.start}; save the list as UTF-8") from error
     while lines and not lines[-1].strip():
         lines.pop()
+    words = [line.split("\t") if "\t" in line else line.split() for line in lines]
+    if counted := is_lfw_list(path):
+        same, folds = _lfw_counts(path, lines)
+    else:
+        same = np.array([len(line) == 3 for line in words])
+        try:
+            folds = contiguous_folds(len(lines))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    pairs: list[tuple[_Image, _Image]] = []
+    malformed = []
+    for at, (line, genuine) in enumerate(zip(words[counted:], same, strict=True), start=counted):
+        digits = line[1:] if genuine else line[1::2]
+        if len(line) != (3 if genuine else 4) or not all(word.strip().isdecimal() for word in digits):
+            form = "name n1 n2" if genuine else "name1 n1 name2 n2"
+            malformed.append(f"line {at + 1}: expected `{form}`, found {lines[at][:80]!r}")
+            continue
+        people = (line[0], line[0]) if genuine else (line[0], line[2])
+        pairs.append(((people[0].strip(), int(digits[0])), (people[1].strip(), int(digits[1]))))
+    if malformed:
+        raise ValueError(f"{path}: {len(malformed)} malformed lines:{problems(malformed)}")
+    return pairs, same, folds
+
+
+def _lfw_counts(path: Path, lines: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and folds of all lines but the first, as that one states them."""
     numbers = [int(word) for word in lines[0].split()]
     if len(numbers) == 1:
         raise ValueError(
@@ -48,30 +138,7 @@ def load_lfw(path: Path, folders: Sequence[Path]) -> PairSet:
             f"{path}, line 1: {num_folds} folds of {pairs} genuine and {pairs} impostor pairs take {wanted} lines, but "
             f"there are {len(lines)}"
         )
-    names: list[tuple[tuple[str, int], tuple[str, int]]] = []
-    malformed = []
-    for number, line in enumerate(lines[1:], start=2):
-        genuine = (number - 2) // pairs % 2 == 0
-        words = line.split("\t") if "\t" in line else line.split()
-        digits = words[1:] if genuine else words[1::2]
-        if len(words) != (3 if genuine else 4) or not all(word.strip().isdecimal() for word in digits):
-            form = "name n1 n2" if genuine else "name1 n1 name2 n2"
-            malformed.append(f"line {number}: expected `{form}`, found {line[:80]!r}")
-            continue
-        first, second = (words[0], words[0]) if genuine else (words[0], words[2])
-        names.append(((first.strip(), int(digits[0])), (second.strip(), int(digits[1]))))
-    if malformed:
-        raise ValueError(f"{path}: {len(malformed)} malformed lines:{problems(malformed)}")
-    stem = "{0}/{0}_{1:04d}".format(*names[0][0])
-    suffix = next((s for s in _SUFFIXES if any((folder / f"{stem}{s}").is_file() for folder in folders)), _SUFFIXES[0])
-    files = [(_lfw_file(a, suffix), _lfw_file(b, suffix)) for a, b in names]
-    same = np.tile(np.repeat([True, False], pairs), num_folds)
-    return pairs_of_files(path, folders, files, same.tolist(), np.repeat(np.arange(num_folds), 2 * pairs))
-
-
-def _lfw_file(image: tuple[str, int], suffix: str) -> str:
-    name, number = image
-    return f"{name}/{name}_{number:04d}{suffix}"
+    return np.tile(np.repeat([True, False], pairs), num_folds), np.repeat(np.arange(num_folds), 2 * pairs)
 
 
 def is_cfp_split(path: Path) -> bool:
@@ -106,7 +173,9 @@ def load_cfp(path: Path, images: Path | None) -> PairSet:
                 same.append(genuine)
                 folds.append(number)
     folder = images or protocol.parent / "Data" / "Images"
-    return pairs_of_files(path, [folder], names, same, np.array(folds, dtype=np.int64), name=f"cfp_{kind.lower()}")
+    people = [(a.partition("/")[0], b.partition("/")[0]) for a, b in names]  # 001/frontal/01.jpg
+    fields = {"same": same, "folds": folds, "identity": people, "name": f"cfp_{kind.lower()}"}
+    return pairs_of_files(path, [folder], names, **fields)
 
 
 def _cfp_list(path: Path) -> list[str]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 IMAGE_COLUMNS = (("image",), ("img", "face", "picture", "jpg", "png"))  # before and after a look at the type
 SAVED_MARKS = ("dataset_dict.json", "state.json")  # left by save_to_disk
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 class DatasetsSource(FaceSource):
@@ -66,8 +66,11 @@ def is_dataset_folder(folder: Path) -> bool:
     )
 
 
-def load_dataset(text: str, local: Path, split: str, cache_dir: str | None = None) -> "Dataset":
-    """One split of a local or Hub dataset, as a memory-mapped table (in `cache_dir`, else the user's cache)."""
+def load_dataset(text: str, local: Path, split: str | None, cache_dir: str | None = None) -> "Dataset":
+    """One split of a local or Hub dataset, as a memory-mapped table (in `cache_dir`, else the user's cache).
+
+    `split` None means the only one or, of several, `test`.
+    """
     import datasets
 
     remote = text.startswith("hf://") or not local.exists()
@@ -75,16 +78,20 @@ def load_dataset(text: str, local: Path, split: str, cache_dir: str | None = Non
     origin = f"{shown(text)}: " + ("" if not remote or text != hub_id else "no such path here, and as a Hub dataset: ")
     try:
         if remote:
-            if not _HUB_ID.fullmatch(hub_id):
+            if not HUB_ID.fullmatch(hub_id):
                 raise FileNotFoundError("the name is not of the form user/name")
+            split = split or _default_split(datasets.get_dataset_split_names(hub_id))
             return datasets.load_dataset(hub_id, split=split, cache_dir=cache_dir)
         if local.is_file():
             return datasets.Dataset.from_parquet(glob.escape(os.fspath(local)), split=split, cache_dir=cache_dir)
         if not any((local / mark).is_file() for mark in SAVED_MARKS):
-            return datasets.load_dataset(os.fspath(local.absolute()), split=split, cache_dir=cache_dir)
+            folder = os.fspath(local.absolute())
+            split = split or _default_split(datasets.get_dataset_split_names(folder))
+            return datasets.load_dataset(folder, split=split, cache_dir=cache_dir)
         saved = datasets.load_from_disk(os.fspath(local))
         if isinstance(saved, datasets.Dataset):
             return saved
+        split = split or _default_split(list(saved))
         if split not in saved:
             raise ValueError(f"has no split '{split}', only {', '.join(saved)}")
         return saved[split]
@@ -94,6 +101,10 @@ def load_dataset(text: str, local: Path, split: str, cache_dir: str | None = Non
         raise ConnectionError(f"{origin}{error}; connect, or give a local copy") from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"{origin}{error}") from error
+
+
+def _default_split(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else "test"
 
 
 def _pick(name: str, dataset: "Dataset", kind: str, first: Sequence[str], last: Sequence[str]) -> str:

@@ -30,6 +30,7 @@ from adaptface.data.synthetic import PARAMETERS_FILE
 from adaptface.metrics import only_one_kind
 from image_processing_adaptface import ARCFACE_TEMPLATE
 
+_ENDING = "_face_tid_mid.txt"  # of the list that tells IJB
 _LINES = 50_000  # of a list, read at a time
 
 
@@ -150,6 +151,11 @@ class TemplateSet:
         return oddities(self.index_a, self.index_b, self.same, "a template")
 
 
+def is_ijb(folder: Path) -> bool:
+    """Whether a folder holds IJB's lists as insightface lays them out."""
+    return any((folder / "meta").glob(f"*{_ENDING}"))
+
+
 def load_ijb(folder: str | Path) -> TemplateSet:
     """Read a folder of IJB-B or IJB-C in insightface's layout; the module's docstring lists the files.
 
@@ -194,10 +200,9 @@ def load_ijb(folder: str | Path) -> TemplateSet:
 
 def _name(folder: Path) -> str:
     """What the names of a folder's lists begin with."""
-    ending = "_face_tid_mid.txt"
-    names = [path.name.removesuffix(ending) for path in sorted((folder / "meta").glob(f"*{ending}"))]
+    names = [path.name.removesuffix(_ENDING) for path in sorted((folder / "meta").glob(f"*{_ENDING}"))]
     if len(names) != 1:
-        found = f"the lists of {' and '.join(names)}" if names else f"no list meta/*{ending}"
+        found = f"the lists of {' and '.join(names)}" if names else f"no list meta/*{_ENDING}"
         raise FileNotFoundError(
             f"{folder}: holds {found}; give the folder of one data set, which holds meta/ and loose_crop/"
         )

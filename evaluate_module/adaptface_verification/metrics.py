@@ -1,0 +1,1 @@
+../../adaptface/metrics.py
