@@ -23,6 +23,7 @@ from adaptface.metrics import (
 )
 
 PROTOCOL = {
+    "folds": "none",
     "embedding": "features of image and mirror image added raw, times the detector's score; mean over the images of a "
     "medium, sum over the media of a template, L2-normalised",
     "score": "cosine of two templates",

@@ -21,6 +21,7 @@ import eval_benchmarks
 from adaptface.report import results_table, write_results, write_tables
 from image_processing_adaptface import AdaptFaceImageProcessor
 from modeling_adaptface import AdaptFaceModel
+from tests.test_templates import write_ijb
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("dev_pairs", "second")
@@ -187,7 +188,7 @@ def test_paths_that_the_console_cannot_show_do_not_end_an_evaluation(
 
 def test_table_shows_only_supported_rates_domains_and_warnings() -> None:
     result = {
-        "embedder": {"name": "ours"}, "benchmark": "lfw", "data": "unspecified", "pairs": 6000,
+        "embedder": {"name": "ours"}, "benchmark": "lfw", "domain": "general", "data": "unspecified", "pairs": 6000,
         "fold_accuracies": [0.9] * 10, "accuracy": 0.98765, "accuracy_std": 0.00432, "auc": 0.99876, "eer": 0.0123,
         "tar_at_far": [{"far": f, "tar": t} for f, t in ((0.1, 0.999), (0.01, 0.97), (0.001, 0.95))],
         "domains": {"pose": {"pairs": 3000, "accuracy": 0.91, "auc": None}},
@@ -197,12 +198,42 @@ def test_table_shows_only_supported_rates_domains_and_warnings() -> None:
     row = " ".join(table.splitlines()[2].split())
     assert row == "ours lfw unspecified 6,000 10 98.77 ± 0.43 0.9988 1.23 97.00@0.01 95.00@0.001 9.0"
     assert table.splitlines()[3].split() == ["pose", "3,000", "91.00", "-"]
-    assert "warning: lfw: odd" in table and "synthetic" not in table
+    assert "warning: lfw: odd" in table and "synthetic" not in table and "mean of" not in table
+
+    rate = {"far": 0.001, "fmr_difference": 0.0021, "fnmr_difference": None}
+    part = {"pairs": 10, "accuracy": 0.5, "auc": 0.6}
+    hard = result | {"benchmark": "cplfw", "domain": "pose", "accuracy": 0.8, "domains": None}
+    second = hard | {"benchmark": "cfp_fp", "accuracy": 0.9, "groups": {"scores": {"north": part}, "rates": [rate]}}
+    table = "\n".join(" ".join(line.split()) for line in results_table([result, hard, second]).splitlines())
+    assert "\nnorth 10 50.00 0.6000\ngap of groups FMR differs by 0.21@0.001\n" in table
+    assert "\nours mean of pose (2) unspecified 85.00 0.9988 1.23\n" in table
+    assert "\nours mean of all (3) unspecified 89.59 0.9988 1.23\n" in table and "mean of general" not in table
+
+
+def test_templates_and_pairs_in_one_run(
+    tiny_backbone_dir: Path, benchmark_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_ijb(tmp_path / "ijb")
+    words = ["--benchmark", str(folder), "--benchmark", str(benchmark_path), "--device", "cpu"]
+    words += ["--allow_suspect_labels", "--output_dir", str(tmp_path / "out")]
+    templates, pairs = eval_benchmarks.main(["--zero_shot", str(tiny_backbone_dir), *words])
+    assert templates["benchmark"] == "ijbc" and templates["identification"]["galleries"].keys() == {"G1", "G2"}
+    assert "accuracy" not in templates and pairs["accuracy"] > 0
+    printed = capsys.readouterr().out
+    assert "1:N, mean of G1, G2" in printed and "rank-1" in printed
+    with (tmp_path / "out" / "results.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0]["benchmark"] == "ijbc" and rows[0]["accuracy"] == "" and float(rows[0]["auc"]) == templates["auc"]
+
+    np.savez(tmp_path / "peer.npz", embeddings=np.ones((1, 2)), files=np.array(["x"]))
+    with pytest.raises(ValueError, match="its templates weigh images by the norm of their features"):
+        eval_benchmarks.main(["--embeddings", str(tmp_path / "peer.npz"), *words])
 
 
 def test_tables_for_people_and_for_programs(tmp_path: Path) -> None:
     result = {
-        "embedder": {"name": "a|b"}, "benchmark": "lfw", "data": "unspecified", "pairs": 6000, "genuine": 3000,
+        "embedder": {"name": "a|b"}, "benchmark": "lfw", "domain": None, "data": "unspecified", "pairs": 6000,
+        "genuine": 3000,
         "impostor": 3000, "images": 7701, "fold_accuracies": [0.9] * 10, "accuracy": 0.98765, "accuracy_std": 0.00432,
         "accuracy_interval": [0.98, 0.99], "auc": 0.99876, "auc_interval": None, "eer": 0.0123,
         "tar_at_far": [{"far": 0.01, "tar": 0.97}, {"far": 0.001, "tar": 0.95}],
@@ -247,7 +278,7 @@ def test_thresholds_go_into_the_config_of_the_model(
     before = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     words = ["--model", str(folder), "--benchmark", str(many_pairs), "--device", "cpu", "--no_plots"]
     words += ["--output_dir", str(tmp_path / "out"), "--write_thresholds"]
-    with pytest.raises(ValueError, match="--write_thresholds lfw: must name one of the benchmarks, here many"):
+    with pytest.raises(ValueError, match="--write_thresholds lfw: must name one of the pair lists, here many"):
         eval_benchmarks.main([*words, "lfw"])
     (result,) = eval_benchmarks.main([*words, "many"])
 
