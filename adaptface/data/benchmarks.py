@@ -35,7 +35,25 @@ def load_benchmark(path: str | Path, images: str | Path | None = None) -> PairSe
     """
     if is_ijb(Path(path)):
         return load_ijb(path)
-    return load_pairs(path, None if str(path).lower().endswith((".bin", ".parquet")) else images)
+    text = _text(path)
+    return load_pairs(text, None if _is_table(text) or _is_bin(Path(text)) else images)
+
+
+def _text(path: str | Path) -> str:
+    return re.sub("^hf:/+", "hf://", os.fspath(path))  # a Path keeps one slash
+
+
+def _is_table(text: str) -> bool:
+    """Whether it is a Hugging Face data set, here or on the Hub."""
+    path = Path(text)
+    suffix = path.suffix.lower()
+    if path.exists():
+        return is_dataset_folder(path) if path.is_dir() else suffix == ".parquet"
+    return text.startswith("hf://") or (suffix not in LIST_SUFFIXES and HUB_ID.fullmatch(text) is not None)
+
+
+def _is_bin(path: Path) -> bool:
+    return path.suffix.lower() == ".bin" and path.is_file()
 
 
 def load_pairs(path: str | Path, images: str | Path | None = None, split: str | None = None) -> PairSet:
@@ -61,14 +79,10 @@ def load_pairs(path: str | Path, images: str | Path | None = None, split: str | 
         ValueError: another suffix, malformed content (with line, row or offset), one class only, too few pairs or
             folds.
     """
-    text = re.sub("^hf:/+", "hf://", os.fspath(path))  # a Path keeps one slash
+    text = _text(path)
     path = Path(text)
-    suffix = path.suffix.lower()
-    on_hub = text.startswith("hf://") or (
-        not path.exists() and suffix not in LIST_SUFFIXES and HUB_ID.fullmatch(text) is not None
-    )
-    is_table = on_hub or (is_dataset_folder(path) if path.is_dir() else path.is_file() and suffix == ".parquet")
-    if images is not None and (is_table or (path.is_file() and suffix == ".bin")):
+    is_table = _is_table(text)
+    if images is not None and (is_table or _is_bin(path)):
         raise ValueError(f"{text} holds its images itself; leave out the image folder {images}")
     if is_table:
         return load_pair_table(text, path, split)
@@ -85,6 +99,7 @@ def load_pairs(path: str | Path, images: str | Path | None = None, split: str | 
         )
     if not path.is_file():
         raise FileNotFoundError(f"no pair list at {path}")
+    suffix = path.suffix.lower()
     if suffix == ".bin":
         return load_bin(path)
     if suffix not in LIST_SUFFIXES:
