@@ -3,6 +3,8 @@
 import io
 import itertools
 import pickle
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +22,8 @@ from adaptface.data.sources import open_source
 from adaptface.data.stream import StreamBatches, StreamSource, _num_images, open_stream
 from adaptface.settings import TrainSettings
 from image_processing_adaptface import AdaptFaceImageProcessor
-from tests.test_resume import finish, launch
+from tests.hub_server import HubServer
+from tests.test_resume import ROOT, finish, launch
 from tests.test_sources import private_cache  # noqa: F401
 from tests.training import assert_same_run, checkpoint_tensors, read_log, train, words, write_faces
 
@@ -276,6 +279,30 @@ def test_a_set_without_a_count_asks_for_it(shards: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("adaptface.data.stream._num_images", lambda builder, split: None)
     with pytest.raises(ValueError, match=r"faces: does not say how many images it has; .* as stream_images"):
         open_stream(shards)
+
+
+HUB_CLIENT = """
+import datasets
+datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0.01
+from adaptface.data.stream import StreamBatches, open_stream
+source = open_stream("hf://user/faces")
+print(len(source), source.name, *source.identities)
+print(*sorted(source.image(row).getpixel((0, 0))[0] for batch in StreamBatches(source, 83) for row in batch))
+"""
+
+
+def test_a_set_on_the_hub_is_read_and_not_stored(shards: Path, tmp_path: Path) -> None:
+    """Its length stands in the card, as `push_to_hub` writes it."""
+    card = "---\ndataset_info:\n  splits:\n  - name: train\n    num_bytes: 1\n    num_examples: 83\n---\n"
+    with HubServer() as hub:
+        first = hub.commit("user/faces", shards)
+        hub.commit("user/faces", {"README.md": card.encode()}, parent=first)
+        done = subprocess.run(
+            [sys.executable, "-c", HUB_CLIENT], cwd=ROOT, env=hub.client_env(tmp_path), capture_output=True, text=True
+        )
+    assert not hub.unknown, hub.unknown
+    assert done.stdout.splitlines() == ["83 hf://user/faces ann bob unused eve", " ".join(map(str, range(83)))], done
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".parquet", ".arrow")]
 
 
 # --- training -------------------------------------------------------------------------------------------------
