@@ -242,14 +242,6 @@ class _Handler(BaseHTTPRequestHandler):
                 listing.append(_tree_entry(path, data))
         self.answer_json(listing)
 
-    @route("POST", rf"{API}/{REPO}/paths-info/(?P<revision>[^/]+)")
-    def paths_info(self, match: Match) -> None:
-        _, files = self.find(match)
-        wanted = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())["paths"]
-        folders = [path for path in wanted if any(file.startswith(f"{path}/") for file in files)]
-        found: list[dict] = [{"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in folders]
-        self.answer_json(found + [_tree_entry(path, files[path]) for path in wanted if path in files])
-
     @route("GET", rf"{API}/{REPO}(/revision/(?P<revision>[^/]+))?")
     def info(self, match: Match) -> None:
         sha, files = self.find(match)

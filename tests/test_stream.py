@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from adaptface.data.augmentation import TrainingFaces, build_augmentation
 from adaptface.data.sources import open_source
-from adaptface.data.stream import StreamBatches, StreamSource, _num_images, open_stream
+from adaptface.data.stream import Row, StreamBatches, StreamSource, _num_images, open_stream
 from adaptface.settings import TrainSettings
 from image_processing_adaptface import AdaptFaceImageProcessor
 from tests.hub_server import HubServer
@@ -69,14 +69,16 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shards(tmp_path_factory.mktemp("set") / "faces")
 
 
-def number(row: Any) -> int:
+def number(row: Row) -> int:
     return Image.open(io.BytesIO(row.file)).getpixel((0, 0))[0]
 
 
-def read(batches: StreamBatches, epoch: int = 0, first_step: int = 0) -> list[list[int]]:
-    """The numbers of the images of each batch."""
+def read(batches: StreamBatches, epoch: int = 0, first_step: int = 0) -> list[list[Row]]:
+    """Each batch of an epoch, labels checked."""
     batches.set_position(epoch, first_step)
-    return [[number(row) for row in batch] for batch in batches]
+    read = list(batches)
+    assert all(row.label == (0, 1, 3)[number(row) % 3] for batch in read for row in batch)
+    return read
 
 
 def test_what_a_stream_says_of_itself(shards: Path, tmp_path: Path) -> None:
@@ -107,12 +109,13 @@ def test_an_epoch_holds_each_image_once_in_another_order(shards: Path) -> None:
     first, second = read(batches), read(batches, epoch=1)
     assert all(len(batch) == 5 for batch in first) and len(first) == 16
     for epoch in (first, second):
-        assert set(Counter(itertools.chain(*epoch)).values()) == {1}
-    assert first != second and sorted(itertools.chain(*first)) != list(itertools.chain(*first))
+        assert set(Counter(number(row) for batch in epoch for row in batch).values()) == {1}
+    orders = [[number(row) for batch in epoch for row in batch] for epoch in (first, second)]
+    assert orders[0] != orders[1] and sorted(orders[0]) != orders[0]
     assert read(StreamBatches(open_stream(shards), 5, 2, buffer_size=12)) == first
     assert read(StreamBatches(open_stream(shards), 5, 2, 0, 1, 9, buffer_size=12)) != first
     everything = read(StreamBatches(open_stream(shards), IMAGES, buffer_size=12))
-    assert sorted(everything[0]) == list(range(IMAGES))
+    assert sorted(map(number, everything[0])) == list(range(IMAGES))
 
 
 @pytest.mark.parametrize(("size", "accumulation", "processes"), [(8, 1, 1), (4, 2, 1), (4, 1, 2), (2, 2, 2), (1, 2, 4)])
@@ -127,7 +130,7 @@ def test_a_step_does_not_depend_on_how_it_is_divided(
     assert [len(part) for part in parts] == [len(whole) * accumulation] * processes
     micro = list(zip(*parts, strict=True))  # of each micro-batch, what each process has
     for step, expected in enumerate(whole):
-        seen = [n for batches in micro[step * accumulation : (step + 1) * accumulation] for b in batches for n in b]
+        seen = [row for parts in micro[step * accumulation : (step + 1) * accumulation] for b in parts for row in b]
         assert seen == expected
 
 
