@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
@@ -67,10 +67,11 @@ from adaptface.checkpoint import (
     save_model_folder,
 )
 from adaptface.data.augmentation import TrainingFaces, build_augmentation
-from adaptface.data.base import FaceSource
+from adaptface.data.base import FINGERPRINT_IMAGES, LabelledFaces, spread
 from adaptface.data.benchmarks import load_pairs
 from adaptface.data.pairs import PairSet
 from adaptface.data.sources import open_source
+from adaptface.data.stream import StreamBatches, StreamSource, open_stream
 from adaptface.data.synthetic import write_synthetic
 from adaptface.embedders import ModelEmbedder
 from adaptface.embedding import embed_images
@@ -100,7 +101,6 @@ from image_processing_adaptface import AdaptFaceImageProcessor
 from modeling_adaptface import AdaptFaceModel
 
 DRY_RUN_STEPS = 3
-FINGERPRINT_IMAGES = 32
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -400,7 +400,7 @@ class Job:
     settings: TrainSettings
     accelerator: Accelerator
     folder: Path
-    source: FaceSource
+    source: LabelledFaces
     faces: TrainingFaces
     batches: EpochBatches
     loader: DataLoader
@@ -413,21 +413,14 @@ class Job:
 
     def fingerprints(self) -> dict[str, str | None]:
         """Hashes of what a resumed run must find again: training data (labels, and some of the images), base, pairs."""
-        source, pairs = self.source, self.dev_pairs
-        data = hashlib.sha256("\n".join(source.identities).encode("utf-8"))
-        data.update(np.ascontiguousarray(source.labels).tobytes())
-        data.update(np.ascontiguousarray(source.domain_labels).tobytes())
-        for index in _spread(len(source), FINGERPRINT_IMAGES):
-            with suppress(OSError):  # a missing one is skipped in training
-                data.update(source.encoded(index))
-        dev = None
+        pairs, dev = self.dev_pairs, None
         if pairs is not None:
             arrays = (pairs.index_a, pairs.index_b, pairs.same, pairs.folds)
             held = hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays))
-            for index in _spread(len(pairs.images), FINGERPRINT_IMAGES):
+            for index in spread(len(pairs.images), FINGERPRINT_IMAGES):
                 held.update(pairs.images[index].tobytes())
             dev = held.hexdigest()
-        return {"data": data.hexdigest(), "base": self.model.config.backbone_sha256, "dev_pairs": dev}
+        return {"data": self.source.fingerprint(), "base": self.model.config.backbone_sha256, "dev_pairs": dev}
 
     def describe(self) -> dict[str, Any]:
         """Counts for the log."""
@@ -441,11 +434,6 @@ class Job:
             "base_dtype": str(self.model.backbone.dtype).removeprefix("torch.") if self.model.backbone else None,
             "parameters": self.model.summary(),
         }
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """At most so many of `count` indices, evenly spread, first and last among them."""
-    return np.unique(np.linspace(0, count - 1, num=most).astype(int)).tolist()
 
 
 def start_accelerator(settings: TrainSettings) -> Accelerator:
@@ -501,9 +489,7 @@ def prepare(settings: TrainSettings, accelerator: Accelerator, folder: Path) -> 
         if train_data == SYNTHETIC:
             train_data, metadata, rendered_pairs = synthetic_faces(folder / "synthetic", settings)
             dev_pairs = dev_pairs or rendered_pairs
-        source = open_source(
-            train_data, metadata, settings.train_split, settings.routed_domains, domain_labels=settings.domain_labels
-        )
+        source = open_training_data(settings, train_data, metadata)
     pairs = load_pairs(dev_pairs, settings.dev_images) if dev_pairs else None
 
     if Path(backbone).is_dir():
@@ -540,10 +526,14 @@ def prepare(settings: TrainSettings, accelerator: Accelerator, folder: Path) -> 
         photometric=settings.photometric,
     )
     faces = TrainingFaces(source, processor, augmentation, settings.seed)
-    batches = EpochBatches(
-        len(source), settings.batch_size, settings.gradient_accumulation,
-        accelerator.process_index, accelerator.num_processes, settings.seed,
+    division = (
+        settings.batch_size, settings.gradient_accumulation, accelerator.process_index, accelerator.num_processes,
+        settings.seed,
     )  # fmt: skip
+    if isinstance(source, StreamSource):
+        batches: EpochBatches = StreamBatches(source, *division, buffer_size=settings.stream_buffer)
+    else:
+        batches = EpochBatches(len(source), *division)
     loader = DataLoader(
         faces, batch_sampler=batches, num_workers=settings.num_workers, persistent_workers=settings.num_workers > 0,
         worker_init_fn=ignore_stop_signals,
@@ -560,19 +550,25 @@ def prepare(settings: TrainSettings, accelerator: Accelerator, folder: Path) -> 
         settings, accelerator, folder, source, faces, batches, loader, pairs, processor, model, wrapped, trained,
         optimizer,
     )  # fmt: skip
-    labelled = int((source.domain_labels >= 0).sum())
-    if model.router is not None and not labelled and settings.domain_loss_weight > 0:
+    if model.router is not None and not source.has_domains and settings.domain_loss_weight > 0:
         accelerator.print(
             "no image carries a domain label: the router learns from the identity and balance losses alone"
         )
     accelerator.print(
-        f"{source.name}: {len(source)} images of {len(source.identities)} identities, {labelled} with a domain label; "
-        f"{batches.steps} steps of {batches.step_size} images an epoch\n{model.summary_table()}\n"
+        f"{source.name}: {source.describe()}; {batches.steps} steps of {batches.step_size} images an epoch\n"
+        f"{model.summary_table()}\n"
         f"identity head, training only: {sum(p.numel() for p in head.parameters()):,}"
     )
     if pairs is None:
         accelerator.print("no dev_pairs: there will be no best/, only last/")
     return job
+
+
+def open_training_data(settings: TrainSettings, path: str, metadata: str | None) -> LabelledFaces:
+    """The training images, held or streamed, as the settings say."""
+    if settings.stream:
+        return open_stream(path, settings.train_split, settings.routed_domains, settings.stream_images)
+    return open_source(path, metadata=metadata, split=settings.train_split, domains=settings.routed_domains)
 
 
 def check_images(pairs: PairSet, processor: AdaptFaceImageProcessor) -> None:
@@ -734,15 +730,14 @@ def selection_key(entry: dict[str, Any]) -> tuple[float, float]:
 def dry_run(job: Job) -> None:
     """Measure a few steps and an evaluation batch, and print what the whole run takes on this machine."""
     settings, accelerator, say = job.settings, job.accelerator, job.accelerator.print
-    counts = np.bincount(job.source.labels)
-    say(f"images an identity: {counts.min()} to {counts.max()}")
-    sample, broken = _spread(len(job.source), 20), []
-    for index in sample:
+    say(f"images an identity: {job.source.images_an_identity()}")
+    sample, broken = job.source.sample(20), []
+    for key in sample:
         try:
-            job.source.image(index)
+            job.source.image(key)
         except (ValueError, OSError) as error:
             broken.append(str(error))
-    say(f"decoded {len(sample)} images spread over the set, {len(broken)} of them broken")
+    say(f"decoded {len(sample)} sample images, {len(broken)} of them broken")
     if broken:
         say(f"broken images are skipped, up to {settings.max_broken_images} an epoch; the first here: {broken[0]}")
 

@@ -105,6 +105,9 @@ class TrainSettings:
     domain_labels: str | None = setting(None, "sidecar of `adaptface domains`; its labels replace those of train_data",
                                         path=True, may_change=True)  # fmt: skip
     train_split: str = setting("train", "split of a Hugging Face data set")
+    stream: bool = setting(False, "read a Hugging Face data set as a stream, never stored whole")
+    stream_buffer: int = setting(10_000, "images held in memory to shuffle a stream", minimum=1)
+    stream_images: int | None = setting(None, "images of a stream, null = what the set says", minimum=1)
     synthetic_identities: int = setting(200, "synthetic faces: training identities", minimum=2)
     synthetic_images: int = setting(8, "synthetic faces: images an identity", minimum=2)
     synthetic_dev_identities: int = setting(60, "synthetic faces: development identities", minimum=12)
@@ -203,6 +206,11 @@ class TrainSettings:
             raise ValueError("frozen_dtype: 'bfloat16' has no meaning with adaptation: full; use 'auto' or 'float32'")
         if self.overwrite and self.resume != "no":
             raise ValueError(f"overwrite: true contradicts resume: {self.resume!r}; choose one of them")
+        if self.stream and (self.train_metadata is not None or self.train_data == SYNTHETIC):
+            other = "train_data: synthetic" if self.train_data == SYNTHETIC else "train_metadata"
+            raise ValueError(
+                f"stream: true reads Hugging Face data sets only, and contradicts {other}; drop one of them"
+            )
         for name in ("dev_pairs", "dev_images"):
             _refuse_benchmark(name, getattr(self, name))
         folder = Path(self.output_dir)

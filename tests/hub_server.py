@@ -1,7 +1,7 @@
 """A small Hugging Face Hub on the loopback interface, for tests: standard library only.
 
-It serves the routes that reading a model takes: repository info, tree listings and files, each at a branch, a
-tag or a commit. A repository is a set of commits; a commit is a mapping from path to bytes:
+It serves the routes that reading a model or a data set takes: repository info, tree listings and files, each at a
+branch, a tag or a commit. A repository is a set of commits; a commit is a mapping from path to bytes:
 
     with HubServer() as hub:
         first = hub.commit("user/base", folder)                      # -> commit sha, also the branch "main"
@@ -30,6 +30,7 @@ from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".onnx", ".png", ".pt")
+API = r"/api/(models|datasets)"
 REPO = r"(?P<repo>[^/]+/[^/]+)"
 
 
@@ -225,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
         sha = repository.resolve(match.get("revision", "main"))
         return sha, repository.commits[sha]
 
-    @route("GET", rf"/api/models/{REPO}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?")
+    @route("GET", rf"{API}/{REPO}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?")
     def tree(self, match: Match) -> None:
         sha, files = self.find(match)
         prefix = f"{match['folder']}/" if "folder" in match else ""
@@ -241,14 +242,14 @@ class _Handler(BaseHTTPRequestHandler):
                 listing.append(_tree_entry(path, data))
         self.answer_json(listing)
 
-    @route("GET", rf"/api/models/{REPO}(/revision/(?P<revision>[^/]+))?")
+    @route("GET", rf"{API}/{REPO}(/revision/(?P<revision>[^/]+))?")
     def info(self, match: Match) -> None:
         sha, files = self.find(match)
         siblings = [{"rfilename": path} for path in sorted(files)]
         info = {"id": match["repo"], "modelId": match["repo"], "sha": sha, "siblings": siblings, "tags": []}
         self.answer_json(info | {"private": False, "gated": False, "disabled": False})
 
-    @route("GET", rf"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
+    @route("GET", rf"/(datasets/)?{REPO}/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
     def resolve(self, match: Match) -> None:
         sha, files = self.find(match)
         if match["file"] not in files:

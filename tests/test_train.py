@@ -395,7 +395,7 @@ def test_broken_training_images_are_skipped_counted_and_limited(
         "log_every_steps": 3,
     }  # 54 images, all of them
     train(other, tiny_backbone_dir, tmp_path / "dry", dry_run="true", **options)
-    assert "20 images spread over the set, 0 of them broken" in capsys.readouterr().out
+    assert "20 sample images, 0 of them broken" in capsys.readouterr().out
     with pytest.warns(UserWarning, match=r"skipped a broken training image: .*id_5.[07]\.png: the file is empty"):
         whole = train(other, tiny_backbone_dir, tmp_path / "run", **options)
     assert [line["broken_images"] for line in read_log(whole, "train")] == [2, 2, 2]  # of each epoch

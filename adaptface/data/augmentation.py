@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch.utils.data import Dataset
 
-from .base import FaceSource
+from .base import LabelledFaces
 
 LEVELS = 30  # highest of RandAugment's 31 magnitudes, 0 .. 30
 RESAMPLINGS = tuple(Image.Resampling[name] for name in ("NEAREST", "BILINEAR", "BOX", "BICUBIC", "LANCZOS"))
@@ -221,19 +222,19 @@ class TrainingFaces(Dataset[dict[str, Any]]):
     before the loader is iterated, since workers read ahead.
 
     Args:
-        source (`FaceSource`): images and labels.
+        source (`LabelledFaces`): images and labels; its keys are what items are asked by.
         processor: the shipped image processor; image -> `{"pixel_values": (1, 3, S, S)}`.
         augmentation: `callable(image, rng)` of `build_augmentation`.
         seed (`int`, not negative): with epoch and index the seed of an item's random numbers.
     Items:
         `{"pixel_values": float32 tensor (3, S, S), "label": int, "domain": int (-1 unlabelled), "index": int,
         "broken": int}`. Where an image is broken (missing, damaged, not square) a warning names it, `broken` is 1, and
-        the next image that is not stands in its place: which one depends on nothing but the data.
+        the source's first stand-in that is not takes its place: which one depends on nothing but the data.
     Raises:
-        ValueError: every image is broken.
+        ValueError: the image and all its stand-ins are broken.
     """
 
-    def __init__(self, source: FaceSource, processor: Processor, augmentation: Operation, seed: int):
+    def __init__(self, source: LabelledFaces, processor: Processor, augmentation: Operation, seed: int):
         if seed < 0:
             raise ValueError(f"seed={seed}: must not be negative")
         self.source = source
@@ -249,25 +250,21 @@ class TrainingFaces(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        for at in (*range(index, len(self)), *range(index)):
+    def __getitem__(self, key: Any) -> dict[str, Any]:
+        for broken, candidate in enumerate(chain((key,), self.source.stand_ins(key))):
             try:
-                return {**self._item(at), "broken": int(at != index)}
+                return {**self._item(candidate), "broken": min(broken, 1)}
             except (ValueError, OSError) as error:
                 warnings.warn(f"skipped a broken training image: {error}", stacklevel=2)
                 last = error
         raise ValueError(f"{self.source.name}: every image is broken, such as {last}")
 
-    def _item(self, index: int) -> dict[str, Any]:
-        rng = np.random.default_rng((self.seed, int(self._epoch), index))
-        image = self.augmentation(self.source.image(index), rng)
+    def _item(self, key: Any) -> dict[str, Any]:
+        numbers = self.source.numbers(key)
+        rng = np.random.default_rng((self.seed, int(self._epoch), numbers["index"]))
+        image = self.augmentation(self.source.image(key), rng)
         try:
             pixel_values = self.processor(image)["pixel_values"][0]
         except ValueError as error:  # such as an image that is not square
-            raise ValueError(f"{self.source.where(index)}: {error}") from error
-        return {
-            "pixel_values": pixel_values,
-            "label": int(self.source.labels[index]),
-            "domain": int(self.source.domain_labels[index]),
-            "index": index,
-        }
+            raise ValueError(f"{self.source.where(key)}: {error}") from error
+        return {"pixel_values": pixel_values, **numbers}

@@ -1,11 +1,14 @@
 """What every training source is: labelled face images, opened one by one; and the words all of them use."""
 
+import hashlib
 import os
 import re
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,10 +18,83 @@ from adaptface.data.images import load_image
 DEFAULT_DOMAINS = ("general", "pose", "age")
 UNLABELLED = -1
 DOMAIN_COLUMN = "domain"
+FINGERPRINT_IMAGES = 32
 _SHOWN = 20  # problems listed in one message; the rest is counted
 
 
-class FaceSource(ABC):
+class LabelledFaces(ABC):
+    """What training asks of its images, be they held (`FaceSource`) or streamed (`StreamSource`).
+
+    An image goes by its item: its index where the set is held, the row itself in a stream.
+
+    Attributes:
+        name (`str`): what messages and logs call this source.
+        identities (`list[str]`): identity names; the index is the label.
+    """
+
+    name: str
+    identities: list[str]
+
+    @property
+    @abstractmethod
+    def has_domains(self) -> bool:
+        """Whether images may carry a domain label."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def image(self, item: Any) -> Image.Image:
+        """The image as RGB, EXIF orientation applied.
+
+        Raises:
+            FileNotFoundError, ValueError: the image is missing, damaged or none; the message names it.
+        """
+        return load_image(self._encoded(item), self.where(item))
+
+    def encoded(self, item: Any) -> bytes:
+        """The image file as it is, not decoded.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        content = self._encoded(item)
+        return content.read_bytes() if isinstance(content, Path) else content
+
+    @abstractmethod
+    def numbers(self, item: Any) -> dict[str, int]:
+        """`label`, `domain` (-1 unlabelled) and `index` of an image."""
+
+    @abstractmethod
+    def stand_ins(self, item: Any) -> Iterator[Any]:
+        """Items to take in place of a broken one, best first: they depend on nothing but data and item."""
+
+    @abstractmethod
+    def sample(self, most: int) -> list[Any]:
+        """At most so many items, as spread over the set as it can be read: always the same ones."""
+
+    @abstractmethod
+    def images_an_identity(self) -> str:
+        """Fewest and most images of an identity, for people."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Counts of images, identities and domain labels, for people."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hash of what a resumed run must find again: identities, labels, domains and some of the images."""
+
+    @abstractmethod
+    def where(self, item: Any) -> str:
+        """A printable name of an image, for messages."""
+
+    @abstractmethod
+    def _encoded(self, item: Any) -> Path | bytes:
+        """What the shipped processor's loader opens: the path or the bytes of an image file."""
+
+
+class FaceSource(LabelledFaces):
     """Labelled face images. Labels are contiguous: holes and unused classes of the origin disappear.
 
     Args:
@@ -60,34 +136,40 @@ class FaceSource(ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def image(self, index: int) -> Image.Image:
-        """The image as RGB, EXIF orientation applied.
+    @property
+    def has_domains(self) -> bool:
+        return bool((self.domain_labels >= 0).any())
 
-        Raises:
-            FileNotFoundError, ValueError: the image is missing, damaged or none; the message names it.
-        """
-        return load_image(self._encoded(index), self.where(index))
+    def numbers(self, index: int) -> dict[str, int]:
+        return {"label": int(self.labels[index]), "domain": int(self.domain_labels[index]), "index": index}
 
-    def encoded(self, index: int) -> bytes:
-        """The image file as it is, not decoded.
+    def stand_ins(self, index: int) -> Iterator[int]:
+        yield from range(index + 1, len(self))
+        yield from range(index)
 
-        Raises:
-            OSError: the file cannot be read.
-        """
-        content = self._encoded(index)
-        return content.read_bytes() if isinstance(content, Path) else content
+    def sample(self, most: int) -> list[int]:
+        return spread(len(self), most)
 
-    @abstractmethod
-    def where(self, index: int) -> str:
-        """A printable name of an image, for messages."""
+    def images_an_identity(self) -> str:
+        counts = np.bincount(self.labels)
+        return f"{counts.min()} to {counts.max()}"
+
+    def describe(self) -> str:
+        labelled = int((self.domain_labels >= 0).sum())
+        return f"{len(self)} images of {len(self.identities)} identities, {labelled} with a domain label"
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256("\n".join(self.identities).encode("utf-8"))
+        digest.update(np.ascontiguousarray(self.labels).tobytes())
+        digest.update(np.ascontiguousarray(self.domain_labels).tobytes())
+        for index in self.sample(FINGERPRINT_IMAGES):
+            with suppress(OSError):  # a missing one is skipped in training
+                digest.update(self.encoded(index))
+        return digest.hexdigest()
 
     @abstractmethod
     def key(self, index: int) -> str:
         """Name of an image among those of its source, the same wherever that lies: what files about it call it."""
-
-    @abstractmethod
-    def _encoded(self, index: int) -> Path | bytes:
-        """What the shipped processor's loader opens: the path or the bytes of an image file."""
 
 
 class DomainNumbers:
@@ -114,6 +196,11 @@ class DomainNumbers:
                 f"{where}: domain '{shown(str(value))}' is unknown; the configured domains are {', '.join(self.names)}"
             )
         return self.names.index(str(value))
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most so many of `count` indices, evenly spread, first and last among them."""
+    return np.unique(np.linspace(0, count - 1, num=most).astype(int)).tolist()
 
 
 def natural(name: str) -> tuple[list[str | int], str]:

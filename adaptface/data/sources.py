@@ -6,6 +6,8 @@
     source = open_source("data/faces.parquet")         # Hugging Face `datasets`: parquet, saved, imagefolder
     source = open_source("hf://user/faces", split="validation")
 
+For a Hugging Face set that is to be read as a stream and never stored whole see `open_stream` in `stream.py`.
+
 A source keeps arrays of labels and compact file names in memory and opens images one by one, so that it is
 cheap to hold for 500,000 images and to send to spawned workers.
 """

@@ -3,9 +3,10 @@
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,7 +14,8 @@ from adaptface.data.base import DOMAIN_COLUMN, UNLABELLED, DomainNumbers, FaceSo
 from adaptface.data.lists import IDENTITY_COLUMNS
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
+    from pyarrow import ChunkedArray
 
 IMAGE_COLUMNS = (("image",), ("img", "face", "picture", "jpg", "png"))  # before and after a look at the type
 SAVED_MARKS = ("dataset_dict.json", "state.json")  # left by save_to_disk
@@ -32,23 +34,20 @@ class DatasetsSource(FaceSource):
     def __init__(self, name: str, dataset: "Dataset", domains: Sequence[str] | None):
         from datasets import Image as ImageFeature
 
-        image = _pick(name, dataset, "Image", *IMAGE_COLUMNS)
-        identity = _pick(
-            name, dataset, "ClassLabel", IDENTITY_COLUMNS, ("id",)
-        )  # "id" comes last: it may number the rows
-        codes, names = _identity_codes(name, dataset, identity)
+        image, identity = face_columns(name, dataset)
+        codes, names = identity_codes(name, identity, _column(dataset, identity), dataset.features[identity])
         numbers = DomainNumbers(domains)
         domain_labels = np.full(len(dataset), UNLABELLED)
         if DOMAIN_COLUMN in dataset.column_names:
-            domain_labels = _domain_labels(name, dataset, numbers)
+            column, feature = _column(dataset, DOMAIN_COLUMN), dataset.features[DOMAIN_COLUMN]
+            domain_labels = domain_codes(name, column, feature, numbers)
         super().__init__(name, names, codes, domain_labels, numbers.names)
         # decode=False: a broken image then fails when it is opened, and the shipped processor decodes it
         self._rows = dataset.select_columns([image]).cast_column(image, ImageFeature(decode=False))
         self._column = image
 
     def _encoded(self, index: int) -> Path | bytes:
-        row = self._rows[int(index)][self._column] or {"bytes": b""}
-        return Path(row["path"]) if row["bytes"] is None else row["bytes"]
+        return image_file(self._rows[int(index)][self._column])
 
     def where(self, index: int) -> str:
         return f"{self.name}, row {index}, column {self._column!r}"
@@ -73,13 +72,8 @@ def load_dataset(text: str, local: Path, split: str | None, cache_dir: str | Non
     """
     import datasets
 
-    remote = text.startswith("hf://") or not local.exists()
-    hub_id = text.removeprefix("hf://").removeprefix("datasets/")
-    origin = f"{shown(text)}: " + ("" if not remote or text != hub_id else "no such path here, and as a Hub dataset: ")
-    try:
-        if remote:
-            if not HUB_ID.fullmatch(hub_id):
-                raise FileNotFoundError("the name is not of the form user/name")
+    with opening(text, local) as hub_id:
+        if hub_id:
             split = split or _default_split(datasets.get_dataset_split_names(hub_id))
             return datasets.load_dataset(hub_id, split=split, cache_dir=cache_dir)
         if local.is_file():
@@ -95,6 +89,20 @@ def load_dataset(text: str, local: Path, split: str | None, cache_dir: str | Non
         if split not in saved:
             raise ValueError(f"has no split '{split}', only {', '.join(saved)}")
         return saved[split]
+
+
+@contextmanager
+def opening(text: str, local: Path) -> Iterator[str | None]:
+    """Yields the id of a dataset that is on the Hub, None for a local one; errors inside name where it was sought."""
+    import datasets
+
+    remote = text.startswith("hf://") or not local.exists()
+    hub_id = text.removeprefix("hf://").removeprefix("datasets/")
+    origin = f"{shown(text)}: " + ("" if not remote or text != hub_id else "no such path here, and as a Hub dataset: ")
+    try:
+        if remote and not HUB_ID.fullmatch(hub_id):
+            raise FileNotFoundError("the name is not of the form user/name")
+        yield hub_id if remote else None
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{origin}{error}") from error
     except ConnectionError as error:
@@ -107,7 +115,23 @@ def _default_split(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else "test"
 
 
-def _pick(name: str, dataset: "Dataset", kind: str, first: Sequence[str], last: Sequence[str]) -> str:
+def face_columns(name: str, dataset: "Dataset | IterableDataset") -> tuple[str, str]:
+    """The columns of images and of identities; see `DatasetsSource`."""
+    image = _pick(name, dataset, "Image", *IMAGE_COLUMNS)
+    return image, _pick(name, dataset, "ClassLabel", IDENTITY_COLUMNS, ("id",))  # "id" last: it may number the rows
+
+
+def image_file(cell: dict[str, Any] | None) -> Path | bytes:
+    """What an undecoded cell of an image column holds: the bytes of a file, or the path to it."""
+    cell = cell or {"bytes": b""}
+    return Path(cell["path"]) if cell["bytes"] is None else cell["bytes"]
+
+
+def _column(dataset: "Dataset", column: str) -> "ChunkedArray":
+    return dataset.select_columns([column]).with_format("arrow")[:].column(column)
+
+
+def _pick(name: str, dataset: "Dataset | IterableDataset", kind: str, first: Sequence[str], last: Sequence[str]) -> str:
     """The column with a name of `first`, else the only one of feature type `kind`, else a name of `last`."""
     columns = [column for column in dataset.column_names if column != DOMAIN_COLUMN]
     typed = [column for column in columns if type(dataset.features[column]).__name__ == kind]
@@ -121,14 +145,14 @@ def _pick(name: str, dataset: "Dataset", kind: str, first: Sequence[str], last: 
     )
 
 
-def _factorise(name: str, dataset: "Dataset", column: str) -> tuple[np.ndarray, list[str | int | None]]:
+def _factorise(
+    name: str, column: str, cells: "ChunkedArray", feature: Any
+) -> tuple[np.ndarray, list[str | int | None]]:
     """Codes `(N,)` of a column, -1 for empty cells, and the value of each code in order (class labels as names)."""
-    feature = dataset.features[column]
     kind = str(getattr(feature, "dtype", feature))
     if not kind.startswith(("int", "uint")) and kind not in ("string", "large_string"):
         raise ValueError(f"{name}: column '{column}' is of type {kind}; expected text, integers or ClassLabel")
-    table = dataset.select_columns([column]).with_format("arrow")[:]
-    encoded = table.column(column).combine_chunks().dictionary_encode()
+    encoded = cells.combine_chunks().dictionary_encode()
     values = encoded.dictionary.to_pylist()
     order = sorted(range(len(values)), key=lambda at: natural(v) if isinstance(v := values[at], str) else v)
     rank = np.append(np.argsort(order), -1).astype(np.int64)  # the last entry serves code -1
@@ -139,8 +163,9 @@ def _factorise(name: str, dataset: "Dataset", column: str) -> tuple[np.ndarray, 
     return codes, values
 
 
-def _identity_codes(name: str, dataset: "Dataset", column: str) -> tuple[np.ndarray, list[str]]:
-    codes, values = _factorise(name, dataset, column)
+def identity_codes(name: str, column: str, cells: "ChunkedArray", feature: Any) -> tuple[np.ndarray, list[str]]:
+    """The identity of each row as an index into the names that are returned with it; refuses rows without one."""
+    codes, values = _factorise(name, column, cells, feature)
     unknown = [-1, *(code for code, value in enumerate(values) if value in (None, ""))]
     nameless = np.isin(codes, unknown)
     if nameless.any():
@@ -148,7 +173,8 @@ def _identity_codes(name: str, dataset: "Dataset", column: str) -> tuple[np.ndar
     return codes, [str(value) for value in values]
 
 
-def _domain_labels(name: str, dataset: "Dataset", domains: "DomainNumbers") -> np.ndarray:
-    codes, values = _factorise(name, dataset, DOMAIN_COLUMN)
+def domain_codes(name: str, cells: "ChunkedArray", feature: Any, domains: DomainNumbers) -> np.ndarray:
+    """The domain number of each row, -1 where it has none."""
+    codes, values = _factorise(name, DOMAIN_COLUMN, cells, feature)
     numbers = [domains.number(f"{name}, row {(codes == code).argmax()}", value) for code, value in enumerate(values)]
     return np.array([*numbers, UNLABELLED])[codes]
