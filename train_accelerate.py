@@ -568,7 +568,9 @@ def open_training_data(settings: TrainSettings, path: str, metadata: str | None)
     """The training images, held or streamed, as the settings say."""
     if settings.stream:
         return open_stream(path, settings.train_split, settings.routed_domains, settings.stream_images)
-    return open_source(path, metadata=metadata, split=settings.train_split, domains=settings.routed_domains)
+    return open_source(
+        path, metadata, settings.train_split, settings.routed_domains, domain_labels=settings.domain_labels
+    )
 
 
 def check_images(pairs: PairSet, processor: AdaptFaceImageProcessor) -> None:

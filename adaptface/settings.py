@@ -206,8 +206,9 @@ class TrainSettings:
             raise ValueError("frozen_dtype: 'bfloat16' has no meaning with adaptation: full; use 'auto' or 'float32'")
         if self.overwrite and self.resume != "no":
             raise ValueError(f"overwrite: true contradicts resume: {self.resume!r}; choose one of them")
-        if self.stream and (self.train_metadata is not None or self.train_data == SYNTHETIC):
-            other = "train_data: synthetic" if self.train_data == SYNTHETIC else "train_metadata"
+        held = [name for name in ("train_metadata", "domain_labels") if getattr(self, name) is not None]
+        if self.stream and (held or self.train_data == SYNTHETIC):
+            other = held[0] if held else "train_data: synthetic"
             raise ValueError(
                 f"stream: true reads Hugging Face data sets only, and contradicts {other}; drop one of them"
             )
