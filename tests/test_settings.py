@@ -60,6 +60,7 @@ def test_null_and_lists_by_yaml_or_commas() -> None:
         (["--epochs", "3", "stray"], "'stray' stands where a setting is expected"),
         (["--frozen_dtype", "bfloat16"], "needs mixed_precision: bf16"),
         (["--overwrite", "true", "--resume", "auto"], "overwrite: true contradicts resume"),
+        (["--stream", "true", "--domain_labels", "x.csv"], "stream: true .* contradicts domain_labels; drop one"),
     ],
 )
 def test_mistakes_are_named_with_their_remedy(words: list[str], message: str) -> None:
