@@ -110,6 +110,7 @@ def test_an_epoch_holds_each_image_once_in_another_order(shards: Path) -> None:
     assert all(len(batch) == 5 for batch in first) and len(first) == 16
     for epoch in (first, second):
         assert set(Counter(number(row) for batch in epoch for row in batch).values()) == {1}
+    assert [row.index for batch in second for row in batch] == list(range(80))
     orders = [[number(row) for batch in epoch for row in batch] for epoch in (first, second)]
     assert orders[0] != orders[1] and sorted(orders[0]) != orders[0]
     assert read(StreamBatches(open_stream(shards), 5, 2, buffer_size=12)) == first
