@@ -449,14 +449,14 @@ def test_evaluation_of_groups_people_and_a_known_benchmark(tmp_path: Path) -> No
     rows = [f"{line},{'FM'[i % 4 // 2]},p{i},p{i if i % 2 else i + 1}" for i, line in enumerate(lines[1:])]
     path = path.rename(tmp_path / "LFW_pairs.csv")
     path.write_text("\n".join([f"{lines[0]},group,identity_a,identity_b", *rows]), encoding="utf-8")
-    result = evaluate_pairs(ChannelMeans(), load_pairs(path, tmp_path / "dev"), progress=False)
+    result = evaluate_pairs(ChannelMeans(), load_pairs(path, tmp_path / "dev"), progress=False).result
     assert result["domain"] == "general" and result["resampled"] == "identities"
     assert result["groups"]["rates"] == [], "ten impostor pairs support no rate"
     assert {name: found["pairs"] for name, found in result["groups"]["scores"].items()} == {"F": 10, "M": 10}
     pairs = load_pairs(path, tmp_path / "dev")
     names = ("index_a", "index_b", "same", "folds", "domain", "group", "identity")
     many = dataclasses.replace(pairs, **{name: np.concatenate([getattr(pairs, name)] * 4) for name in names})
-    result = evaluate_pairs(ChannelMeans(), many, progress=False)
+    result = evaluate_pairs(ChannelMeans(), many, progress=False).result
     (rates,) = result["groups"]["rates"]
     assert rates["far"] == 0.1 and rates["threshold"] == result["tar_at_far"][0]["threshold"]
     assert sum(group["impostor"] for group in rates["groups"].values()) == 40

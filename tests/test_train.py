@@ -480,5 +480,5 @@ def test_a_launcher_that_starts_one_of_several_processes_is_refused(
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with pytest.raises(ValueError, match=r"asked for several processes, but training sees 1.*--multi_gpu"):
+    with pytest.raises(ValueError, match=r"asked for several processes, but train_accelerate.py sees 1.*--multi_gpu"):
         start_accelerator(TrainSettings())
