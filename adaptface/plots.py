@@ -16,6 +16,7 @@ from scipy.stats import norm
 from sklearn.metrics import roc_curve
 
 from adaptface.data.pairs import PairSet
+from adaptface.report import average_results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,8 +46,8 @@ def draw_plots(folder: Path, scored: Sequence[Scored], results: Sequence[dict[st
         paths of the pictures.
     """
     pictures = {"roc": _curves(scored, _roc), "det": _curves(scored, _det), "scores": _histograms(scored)}
-    if any(result["domains"] for result in results):
-        pictures["domains"] = _domains(results)
+    if accuracies := _domain_accuracies(results):
+        pictures["domains"] = _domains(accuracies)
     for number, one in enumerate(scored, start=1):
         slug = re.sub(r"[^\w.-]+", "_", f"{Path(one.embedder).name}_{one.pair_set.name}")
         pictures[f"worst_pairs_{number}_{slug}"] = _worst_pairs(one)
@@ -117,25 +118,35 @@ def _histograms(scored: Sequence[Scored]) -> Figure:
     return figure
 
 
-def _domains(results: Sequence[dict[str, Any]]) -> Figure:
-    """Accuracy of each domain of each benchmark, a bar an embedder."""
-    with_domains = [result for result in results if result["domains"]]
-    names = list(dict.fromkeys(result["embedder"]["name"] for result in with_domains))
-    groups = list(dict.fromkeys((result["benchmark"], name) for result in with_domains for name in result["domains"]))
+def _domain_accuracies(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Accuracy in percent of each embedder on each domain: of a benchmark's pairs, and of whole benchmarks."""
+    found: dict[str, dict[str, float]] = {}
+    for result in results:
+        for domain, scores in (result["domains"] or {}).items():
+            of_embedder = found.setdefault(result["embedder"]["name"], {})
+            of_embedder[_group(domain, [result["benchmark"]], result["data"])] = 100 * scores["accuracy"]
+    for average in average_results(results):
+        if average["domain"] is not None:
+            of_embedder = found.setdefault(average["embedder"]["name"], {})
+            of_embedder[_group(average["domain"], average["benchmarks"], average["data"])] = 100 * average["accuracy"]
+    return found
+
+
+def _group(domain: str, benchmarks: Sequence[str], data: str) -> str:
+    return f"{domain}\n{', '.join(benchmarks)}" + ("\n(synthetic)" if data == "synthetic" else "")
+
+
+def _domains(accuracies: dict[str, dict[str, float]]) -> Figure:
+    """A group of bars a domain, a bar an embedder."""
+    groups = list(dict.fromkeys(group for of_embedder in accuracies.values() for group in of_embedder))
     figure = _figure(max(5.0, 1.2 * len(groups) + 2), 4)
     axes = figure.add_subplot()
-    width = 0.8 / len(names)
-    for number, name in enumerate(names):
-        accuracies = {
-            (result["benchmark"], domain): 100 * scores["accuracy"]
-            for result in with_domains
-            if result["embedder"]["name"] == name
-            for domain, scores in result["domains"].items()
-        }
-        places = [at + (number - (len(names) - 1) / 2) * width for at in range(len(groups))]
-        bars = axes.bar(places, [accuracies.get(group, 0.0) for group in groups], width, label=Path(name).name)
+    width = 0.8 / len(accuracies)
+    for number, (name, of_embedder) in enumerate(accuracies.items()):
+        places = [at + (number - (len(accuracies) - 1) / 2) * width for at in range(len(groups))]
+        bars = axes.bar(places, [of_embedder.get(group, 0.0) for group in groups], width, label=Path(name).name)
         axes.bar_label(bars, fmt="%.1f", fontsize="x-small")
-    axes.set_xticks(range(len(groups)), [f"{domain}\n{benchmark}" for benchmark, domain in groups])
+    axes.set_xticks(range(len(groups)), groups)
     axes.set(ylabel="accuracy, %", ylim=(0, 105))
     axes.axhline(50, color="grey", linewidth=0.8, linestyle=":")  # what chance gives
     axes.legend(fontsize="small", loc="lower right")
