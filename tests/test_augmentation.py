@@ -260,7 +260,7 @@ def test_seed_epoch_and_index_decide(source: FaceSource) -> None:
     assert len({tuple(image.flatten().tolist()) for image in torch.cat([first, second])}) == 24
 
 
-@pytest.mark.parametrize(("start", "num_workers"), [("spawn", 1), (None, 2)])
+@pytest.mark.parametrize(("start", "num_workers"), [pytest.param("spawn", 1, marks=pytest.mark.slow), (None, 2)])
 def test_workers_change_nothing(source: FaceSource, start: str | None, num_workers: int) -> None:
     """Persistent workers over two epochs give the bytes of the main process, and see `set_epoch`."""
     faces = make_faces(source)

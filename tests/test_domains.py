@@ -507,6 +507,7 @@ def test_command_errors(
     assert done.exit_code == 1 and done.stderr.startswith("adaptface domains: ") and message in done.stderr
 
 
+@pytest.mark.slow
 def test_training_uses_the_labels(tiny_backbone_dir: Path, tmp_path: Path) -> None:
     """A run on labels of a sidecar is the run on the same labels in metadata.csv, and resumes with no others."""
     faces = training.write_faces(tmp_path)

@@ -45,6 +45,7 @@ def test_its_metrics_are_those_of_the_package() -> None:
     assert (FOLDER / "metrics.py").resolve() == ROOT / "adaptface" / "metrics.py"
 
 
+@pytest.mark.slow
 def test_loads_offline_without_the_package_and_gives_the_report(tmp_path: Path) -> None:
     pytest.importorskip("evaluate", reason="evaluate is not installed: pip install adaptface[evaluate]")
     if not (FOLDER / "metrics.py").is_symlink():

@@ -151,8 +151,8 @@ def make_faces(source: StreamSource) -> TrainingFaces:
     return TrainingFaces(source, AdaptFaceImageProcessor(size=28), build_augmentation(photometric=0.5), seed=7)
 
 
-@pytest.mark.parametrize(("start", "workers"), [("fork", 2), ("spawn", 1)])
-def test_workers_change_nothing(shards: Path, start: str, workers: int) -> None:
+@pytest.mark.parametrize(("start", "workers"), [(None, 2), pytest.param("spawn", 1, marks=pytest.mark.slow)])
+def test_workers_change_nothing(shards: Path, start: str | None, workers: int) -> None:
     """Persistent workers over two epochs, the first of which is left before its end."""
     loaders = []
     for options in ({}, {"num_workers": workers, "persistent_workers": True, "multiprocessing_context": start}):
@@ -295,6 +295,7 @@ print(*sorted(source.image(row).getpixel((0, 0))[0] for batch in StreamBatches(s
 """
 
 
+@pytest.mark.slow
 def test_a_set_on_the_hub_is_read_and_not_stored(shards: Path, tmp_path: Path) -> None:
     """Its length stands in the card, as `push_to_hub` writes it."""
     card = "---\ndataset_info:\n  splits:\n  - name: train\n    num_bytes: 1\n    num_examples: 83\n---\n"
@@ -337,6 +338,7 @@ def options(faces: Path, **more: Any) -> dict[str, Any]:
     return {"train_data": faces / "shards", "stream": "true", "stream_buffer": 20, **more}
 
 
+@pytest.mark.slow
 def test_resume_is_bit_exact(faces: Path, tiny_backbone_dir: Path, tmp_path: Path, capsys) -> None:
     """Step 4 is in the midst of an epoch."""
     whole = train(faces, tiny_backbone_dir, tmp_path / "whole", **options(faces))
