@@ -46,7 +46,7 @@ from adaptface.embedders import (
 )
 from adaptface.embedding import StoredEmbeddings
 from adaptface.evaluation import SuspectLabelsError, evaluate_pairs
-from adaptface.plots import Scored, draw_plots
+from adaptface.plots import Scored, draw_plots, remove_plots
 from adaptface.processes import start_processes
 from adaptface.report import (
     PARTIAL_RESULTS_FILE,
@@ -272,6 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         raise
     print(results_table(results))
     written = [file, *write_tables(options.output_dir, results)]
+    remove_plots(options.output_dir)
     if options.plots and scored:
         written += draw_plots(options.output_dir, scored, results)
     print(f"written to {file}{replaced}; beside it: {', '.join(path.name for path in written[1:])}")

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def default_cache_dir() -> Path:
     """`ADAPTFACE_CACHE`, else `adaptface` in the user's cache folder."""
     if folder := os.environ.get("ADAPTFACE_CACHE"):
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "adaptface"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adaptface"
 
 
 class EmbeddingCache:
@@ -29,20 +30,25 @@ class EmbeddingCache:
         folder: created if it is not there; gets a file for each embedder.
         identity: everything that the embeddings depend on beside the image, JSON-ready.
     Raises:
-        OSError: the file cannot be opened or is none of SQLite's.
+        OSError: the file cannot be read or written, or is none of SQLite's; so do the methods.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # embeddings are personal data
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         self.path = folder / f"embeddings-{digest[:32]}.sqlite"
-        try:
+        with self._named_errors():
             self._database = sqlite3.connect(self.path, timeout=60)
             self._database.execute(
                 "create table if not exists embeddings (digest blob primary key, embedding blob) without rowid"
             )
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
         except sqlite3.Error as error:
-            raise OSError(f"{self.path}: cannot be used as a cache ({error}); delete it") from error
+            raise OSError(f"{self.path}: cannot be used as a cache ({error}); delete it, or use none") from error
 
     def find(self, digests: Sequence[bytes]) -> dict[bytes, np.ndarray]:
         """The embeddings, float32 of shape `(E,)`, of those images that are known."""
@@ -50,14 +56,15 @@ class EmbeddingCache:
         for start in range(0, len(digests), _AT_ONCE):
             some = list(digests[start : start + _AT_ONCE])
             places = ",".join("?" * len(some))
-            rows = self._database.execute(f"select * from embeddings where digest in ({places})", some)
-            found |= {digest: np.frombuffer(embedding, np.float32) for digest, embedding in rows}
+            with self._named_errors():
+                rows = self._database.execute(f"select * from embeddings where digest in ({places})", some)
+                found |= {digest: np.frombuffer(embedding, np.float32) for digest, embedding in rows}
         return found
 
     def keep(self, digests: Sequence[bytes], embeddings: np.ndarray) -> None:
         """Add the embeddings, `(N, E)`, of images; all of them or, after an error, none."""
         rows = [(digest, row.astype(np.float32).tobytes()) for digest, row in zip(digests, embeddings, strict=True)]
-        with self._database:
+        with self._named_errors(), self._database:
             self._database.executemany("insert or replace into embeddings values (?, ?)", rows)
 
     def close(self) -> None:

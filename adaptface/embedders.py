@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
 from transformers.utils import cached_file
 
+from adaptface.files import sha256
 from image_processing_adaptface import AdaptFaceImageProcessor
 from modeling_adaptface import _listed, weights_sha256
 
@@ -274,7 +275,10 @@ class BackboneEmbedder:
         }
 
     def identity(self) -> dict[str, Any] | None:
-        return None if self.digest is None else _identity(self, weights_sha256=self.digest)
+        if self.digest is None:
+            return None
+        config = json.loads(self.model.config.to_json_string())
+        return _identity(self, self.model, weights_sha256=self.digest, config=config)
 
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
         tokens = self.model(pixel_values).last_hidden_state  # (B, 1 + N, D)
@@ -284,6 +288,14 @@ class BackboneEmbedder:
                 "vision transformer"
             )
         return tokens[:, 0].float()  # (B, D)
+
+
+def _onnx_sha256(path: Path) -> str:
+    """Digest of a model with its external data: those files of its folder whose names stand in it."""
+    content = path.read_bytes()
+    data = [file for file in sorted(path.parent.iterdir()) if file.is_file() and file.name.encode() in content]
+    digests = [hashlib.sha256(content).hexdigest(), *(sha256(file) for file in data if file != path)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _numbers(values: Sequence[float]) -> str:
@@ -336,6 +348,7 @@ class OnnxEmbedder:
             )
         except Exception as error:  # onnxruntime's own classes derive from Exception
             raise ValueError(f"{self.path}: onnxruntime cannot load it: {error}") from error
+        self.digest = _onnx_sha256(self.path)
         self.batch, size = self._check_input(size)
         self.preprocess = Preprocess(AdaptFaceImageProcessor(size=size, image_mean=mean, image_std=std))
 
@@ -360,7 +373,7 @@ class OnnxEmbedder:
         return {
             "kind": "onnx",
             "name": self.name,
-            "revision": f"sha256:{hashlib.sha256(self.path.read_bytes()).hexdigest()}",
+            "revision": f"sha256:{self.digest}",
             **_describe_input(self.preprocess.processor),
         }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -266,7 +267,7 @@ class StoredEmbeddings:
                 raise ValueError(f"it is a single array; {expected}")
             with content:
                 arrays = {key: content[key] for key in ("embeddings", "files", "sha256") if key in content}
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{self.path}: cannot be read as .npz: {error}") from error
         embeddings = arrays.pop("embeddings", None)
         if embeddings is None or embeddings.ndim != 2 or embeddings.dtype.kind != "f" or len(arrays) != 1:
@@ -281,6 +282,7 @@ class StoredEmbeddings:
         if len(self._row) < len(names):
             raise ValueError(f"{self.path}: {len(names) - len(self._row)} rows are of an image that another row is of")
         self._embeddings = (embeddings / norms).astype(np.float32)
+        self._image: dict[int, tuple[str, str]] = {}  # digest and name of the image that each row was taken for
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "embeddings", "name": self.name, "revision": f"sha256:{sha256(self.path)}"}
@@ -289,23 +291,28 @@ class StoredEmbeddings:
         """The embeddings of these images.
 
         Raises:
-            ValueError: some have none; all are counted, the first ones named.
+            ValueError: some have none; all are counted, the first ones named. Or a row's name fits other images, too.
         """
         used: dict[int, int] = {}
         rows, missing = [], []
         for index in range(len(images)):
-            row = self._find(images, index)
+            digest = hashlib.sha256(images.encoded(index)).hexdigest()
+            where = _where(images, index)
+            row = self._row.get(digest) if self._key == "sha256" else self._row_of_path(where)
             if row is None:
-                missing.append(_where(images, index))
-            else:
-                rows.append(used.setdefault(row, len(used)))
+                missing.append(where)
+                continue
+            rows.append(used.setdefault(row, len(used)))
+            first, other = self._image.setdefault(row, (digest, where))
+            if first != digest:
+                raise ValueError(
+                    f"{self.path}: one row fits both {other} and {where}; name files further up, or by sha256"
+                )
         if missing:
             raise ValueError(f"{self.path}: has no row for {len(missing)} of {len(images)} images{problems(missing)}")
         return Embedded(self._embeddings[list(used)], np.array(rows, dtype=np.int64), 0)
 
-    def _find(self, images: EncodedImages, index: int) -> int | None:
-        if self._key == "sha256":
-            return self._row.get(hashlib.sha256(images.encoded(index)).hexdigest())
-        parts = Path(_where(images, index)).as_posix().split("/")
+    def _row_of_path(self, path: str) -> int | None:
+        parts = Path(path).as_posix().split("/")
         ends = ("/".join(parts[start:]) for start in range(len(parts)))
         return next((self._row[end] for end in ends if end in self._row), None)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GENUINE, IMPOSTOR = "#4477aa", "#ee6677"  # Paul Tol's bright scheme, told apart by colour-blind people
+_PICTURES = ("roc.png", "det.png", "scores.png", "domains.png", "worst_pairs_*.png")
 _WORST = 6  # pairs of each kind on a sheet
 _SIDE = 112  # px of a face on a sheet
 _RATES = (0.0001, 0.001, 0.01, 0.05, 0.1, 0.2, 0.4)  # ticks of a DET curve
@@ -45,17 +46,36 @@ def draw_plots(folder: Path, scored: Sequence[Scored], results: Sequence[dict[st
     Returns:
         paths of the pictures.
     """
+    names = _short_names([one.embedder for one in scored])
+    scored = [one._replace(embedder=names[one.embedder]) for one in scored]
     pictures = {"roc": _curves(scored, _roc), "det": _curves(scored, _det), "scores": _histograms(scored)}
     if accuracies := _domain_accuracies(results):
-        pictures["domains"] = _domains(accuracies)
+        pictures["domains"] = _domains({names.get(name, name): found for name, found in accuracies.items()})
     for number, one in enumerate(scored, start=1):
-        slug = re.sub(r"[^\w.-]+", "_", f"{Path(one.embedder).name}_{one.pair_set.name}")
+        slug = re.sub(r"[^\w.-]+", "_", f"{one.embedder}_{one.pair_set.name}")
         pictures[f"worst_pairs_{number}_{slug}"] = _worst_pairs(one)
     files = []
     for name, figure in pictures.items():
         files.append(folder / f"{name}.png")
         figure.savefig(files[-1], dpi=110)
     return files
+
+
+def remove_plots(folder: Path) -> None:
+    """Take away the pictures of an earlier evaluation, which are not of these results."""
+    for name in _PICTURES:
+        for file in folder.glob(name):
+            file.unlink()
+
+
+def _short_names(names: Sequence[str]) -> dict[str, str]:
+    """The shortest ends of paths that tell all of them apart: `best`, or of two runs `a/best` and `b/best`."""
+    distinct = set(names)
+    for length in range(1, 20):
+        short = {name: "/".join(Path(name).parts[-length:]) for name in distinct}
+        if len(set(short.values())) == len(distinct):
+            return short
+    return {name: name for name in distinct}
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -76,7 +96,7 @@ def _curves(scored: Sequence[Scored], draw: Callable[[Axes, np.ndarray, np.ndarr
         axes = figure.add_subplot(rows, columns, number)
         for one in members:
             far, tar, _ = roc_curve(one.pair_set.same, one.similarities)
-            draw(axes, far, tar, Path(one.embedder).name)
+            draw(axes, far, tar, one.embedder)
         axes.set_title(_title(members[0].pair_set))
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
@@ -112,7 +132,7 @@ def _histograms(scored: Sequence[Scored]) -> Figure:
             axes.hist(
                 one.similarities[one.pair_set.same == same], edges, density=True, color=colour, alpha=0.6, label=label
             )
-        axes.set(title=f"{Path(one.embedder).name}, {_title(one.pair_set)}", ylabel="density")
+        axes.set(title=f"{one.embedder}, {_title(one.pair_set)}", ylabel="density")
         axes.legend(fontsize="small")
     axes.set_xlabel("cosine similarity")
     return figure
@@ -144,7 +164,7 @@ def _domains(accuracies: dict[str, dict[str, float]]) -> Figure:
     width = 0.8 / len(accuracies)
     for number, (name, of_embedder) in enumerate(accuracies.items()):
         places = [at + (number - (len(accuracies) - 1) / 2) * width for at in range(len(groups))]
-        bars = axes.bar(places, [of_embedder.get(group, 0.0) for group in groups], width, label=Path(name).name)
+        bars = axes.bar(places, [of_embedder.get(group, 0.0) for group in groups], width, label=name)
         axes.bar_label(bars, fmt="%.1f", fontsize="x-small")
     axes.set_xticks(range(len(groups)), groups)
     axes.set(ylabel="accuracy, %", ylim=(0, 105))
@@ -162,7 +182,7 @@ def _worst_pairs(one: Scored) -> Figure:
         "genuine pairs, least alike": [index for index in order if same[index]][:_WORST],
     }
     figure = _figure(1.5 * _WORST, 7.2)
-    figure.suptitle(f"{Path(one.embedder).name}, {_title(one.pair_set)}")
+    figure.suptitle(f"{one.embedder}, {_title(one.pair_set)}")
     for row, (kind, pairs) in enumerate(kinds.items()):
         axes = figure.add_subplot(2, 1, row + 1)
         sheet = Image.new("RGB", (_WORST * _SIDE, 2 * _SIDE), "white")

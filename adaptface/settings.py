@@ -411,7 +411,7 @@ def _expand(name: str, value: str) -> str:
 
 
 # LFW and its kin (CALFW, CPLFW, XQLFW...), CFP, AgeDB, IJB and others, however their files are called.
-_BENCHMARKS = re.compile(r"(?<!ha)lfw|cfp|age[-_]?db|vgg2?_?fp|tinyface|megaface|(?<![a-z])(ijb|rfw|bfw)")
+_BENCHMARKS = re.compile(r"(?<!ha)lfw|cfp|(?<!im)age[-_]?db|vgg2?_?fp|tinyface|megaface|(?<![a-z])(ijb|rfw|bfw)")
 
 
 def _refuse_benchmark(setting: str, value: str | None) -> None:

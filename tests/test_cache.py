@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adaptface.cache import EmbeddingCache
+from adaptface.cache import EmbeddingCache, default_cache_dir
 
 
 def test_embeddings_are_found_by_content_and_embedder(tmp_path: Path) -> None:
@@ -33,3 +33,22 @@ def test_what_is_no_cache_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"something else" * 100)
     with pytest.raises(OSError, match=r"embeddings-.*: cannot be used as a cache .*; delete it"):
         EmbeddingCache(tmp_path, {})
+
+
+def test_a_cache_damaged_further_in_is_named(tmp_path: Path) -> None:
+    cache = EmbeddingCache(tmp_path, {})
+    digests = [bytes([number]) * 32 for number in range(200)]
+    cache.keep(digests, np.ones((200, 64), np.float32))
+    cache.close()
+    content = cache.path.read_bytes()
+    cache.path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    with pytest.raises(OSError, match="cannot be used as a cache"):
+        EmbeddingCache(tmp_path, {}).find(digests)
+
+
+def test_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("ADAPTFACE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert default_cache_dir() == Path.home() / ".cache" / "adaptface"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache_dir() == tmp_path / "adaptface"

@@ -538,6 +538,22 @@ def test_what_an_embedding_depends_on(tiny_model: AdaptFaceModel, tiny_backbone_
     assert json.dumps(moved, sort_keys=True) == same, "where a model lies does not matter"
     sizes = [BackboneEmbedder.from_pretrained(tiny_backbone_dir, None, size, "cpu").identity() for size in (28, 56)]
     assert None not in sizes and sizes[0] != sizes[1]
+    base = Path(shutil.copytree(tiny_backbone_dir, tmp_path / "base"))
+    content = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    (base / "config.json").write_text(json.dumps(content | {"num_attention_heads": 4}), encoding="utf-8")
+    assert BackboneEmbedder.from_pretrained(base, None, 56, "cpu").identity() != sizes[1], "other heads, same weights"
+
+
+def test_an_onnx_model_is_told_by_its_external_data_too(tmp_path: Path) -> None:
+    peer = save_onnx(tmp_path / "peer.onnx")
+    alone = OnnxEmbedder(peer)
+    assert alone.describe()["revision"] == f"sha256:{hashlib.sha256(peer.read_bytes()).hexdigest()}"
+    name = "ReduceMean"  # stands in the graph, as the name of a data file would
+    assert name.encode() in peer.read_bytes()
+    (tmp_path / name).write_bytes(b"weights")
+    first = OnnxEmbedder(peer).identity()
+    (tmp_path / name).write_bytes(b"other weights")
+    assert alone.identity() != first != OnnxEmbedder(peer).identity()
 
 
 def write_stored(path: Path, **arrays: Any) -> Path:
@@ -563,6 +579,19 @@ def test_stored_embeddings_are_scored_like_those_of_an_embedder(tmp_path: Path) 
     few = StoredEmbeddings(write_stored(tmp_path / "few.npz", files=np.array(names[:-3]), embeddings=embeddings[:-3]))
     with pytest.raises(ValueError, match=r"few\.npz: has no row for 3 of 40 images\n.*" + re.escape(names[-3])):
         evaluate_pairs(few, pairs)
+
+
+def test_a_row_that_fits_two_images_is_refused(tmp_path: Path) -> None:
+    write_pairs(tmp_path)
+    for person in "ab":
+        (tmp_path / "people" / person).mkdir(parents=True)
+        shutil.copy(tmp_path / "dev" / f"{ord(person) - 97}a.png", tmp_path / "people" / person / "1.png")
+    lines = ["image_a,image_b,same"] + [f"a/1.png,{'ab'[n % 2]}/1.png,{(n + 1) % 2}" for n in range(20)]
+    (tmp_path / "people.csv").write_text("\n".join(lines), encoding="utf-8")
+    people = load_pairs(tmp_path / "people.csv", tmp_path / "people")
+    stored = StoredEmbeddings(write_stored(tmp_path / "p.npz", files=np.array(["1.png"]), embeddings=np.ones((1, 3))))
+    with pytest.raises(ValueError, match=r"p\.npz: one row fits both .*a.1\.png and .*b.1\.png; name longer paths"):
+        evaluate_pairs(stored, people, strict=False)
 
 
 @pytest.mark.parametrize(
@@ -591,7 +620,13 @@ def test_what_is_no_file_of_embeddings(tmp_path: Path) -> None:
         StoredEmbeddings(tmp_path / "none.npz")
     np.save(tmp_path / "one.npy", np.ones(3))
     (tmp_path / "page.npz").write_bytes(b"<html>")
-    for name in ("one.npy", "page.npz"):
+    np.savez_compressed(
+        tmp_path / "torn.npz", embeddings=np.random.default_rng(0).random((50, 9)), files=np.array(["a"])
+    )
+    content = bytearray((tmp_path / "torn.npz").read_bytes())
+    content[200:240] = bytes(40)
+    (tmp_path / "torn.npz").write_bytes(content)
+    for name in ("one.npy", "page.npz", "torn.npz"):
         with pytest.raises(ValueError, match=f"{name}: cannot be read as .npz"):
             StoredEmbeddings(tmp_path / name)
 

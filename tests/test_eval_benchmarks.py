@@ -18,6 +18,7 @@ from PIL import Image
 from transformers import AutoModel
 
 import eval_benchmarks
+from adaptface.plots import _short_names
 from adaptface.report import results_table, write_results, write_tables
 from image_processing_adaptface import AdaptFaceImageProcessor
 from modeling_adaptface import AdaptFaceModel
@@ -63,6 +64,9 @@ def test_script_writes_results_and_prints_one_row_each(
     assert content["machine"]["cpus"] >= 1 and content["date"].endswith("+00:00")
     names = {path.name for path in (tmp_path / "out").iterdir()}  # nothing half-written is left
     sheets = {f"worst_pairs_{n + 1}_{tiny_backbone_dir.name}_{name}.png" for n, name in enumerate(NAMES)}
+    assert _short_names(["runs/a/best", "runs/b/best", "peer.onnx"]) == {
+        "runs/a/best": "a/best", "runs/b/best": "b/best", "peer.onnx": "peer.onnx",
+    }  # fmt: skip
     assert names == {*TABLES, "roc.png", "det.png", "scores.png", "domains.png", *sheets}
     for name in names - TABLES:
         with Image.open(tmp_path / "out" / name) as picture:
@@ -74,6 +78,8 @@ def test_script_writes_results_and_prints_one_row_each(
     printed = capsys.readouterr().out
     assert f"{100 * first['accuracy']:.2f} ± {100 * first['accuracy_std']:.2f}" in printed
     assert "dev_pairs" in printed and "second" in printed and "synthetic: rendered faces" in printed
+    eval_benchmarks.main([*arguments, "--no_plots"])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == TABLES, "no pictures of other results are left"
 
 
 def test_options_reach_the_embedders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

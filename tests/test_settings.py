@@ -92,7 +92,7 @@ def test_no_checkpoint_is_selected_on_a_benchmark(name: str) -> None:
         TrainSettings(dev_pairs=f"data/{name}")
     with pytest.raises(ValueError, match=r"dev_images: .* is a benchmark"):
         TrainSettings(dev_pairs="mine.csv", dev_images=f"data/{name}")
-    for harmless in ("data/my_dev.bin", "data/self_made/pairs.csv", "halfway/surfwear.csv"):
+    for harmless in ("data/my_dev.bin", "data/self_made/pairs.csv", "image_db/pairs.csv", "halfway/surfwear.csv"):
         assert TrainSettings(dev_pairs=harmless).dev_pairs == harmless
 
 
