@@ -305,9 +305,7 @@ class StoredEmbeddings:
             rows.append(used.setdefault(row, len(used)))
             first, other = self._image.setdefault(row, (digest, where))
             if first != digest:
-                raise ValueError(
-                    f"{self.path}: one row fits both {other} and {where}; name files further up, or by sha256"
-                )
+                raise ValueError(f"{self.path}: one row fits both {other} and {where}; name longer paths, or sha256")
         if missing:
             raise ValueError(f"{self.path}: has no row for {len(missing)} of {len(images)} images{problems(missing)}")
         return Embedded(self._embeddings[list(used)], np.array(rows, dtype=np.int64), 0)
