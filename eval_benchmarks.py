@@ -45,7 +45,7 @@ from adaptface.embedders import (
     default_device,
 )
 from adaptface.embedding import StoredEmbeddings
-from adaptface.evaluation import SuspectLabelsError, evaluate_pairs
+from adaptface.evaluation import evaluate_pairs, refuse_suspect
 from adaptface.plots import Scored, draw_plots, remove_plots
 from adaptface.processes import start_processes
 from adaptface.report import (
@@ -197,8 +197,8 @@ def load_benchmarks(options: argparse.Namespace) -> list[Benchmark]:
     """All benchmarks, checked before any model is loaded."""
     benchmarks = [load_benchmark(path, options.images) for path in options.benchmark]
     for path, benchmark in zip(options.benchmark, benchmarks, strict=True):
-        if not options.allow_suspect_labels and (suspect := benchmark.suspect_labels()):
-            raise SuspectLabelsError(f"{path}: {'; '.join(suspect)}; check labels and order of the pairs")
+        if not options.allow_suspect_labels:
+            refuse_suspect(path, benchmark.suspect_labels())
         if options.embeddings and isinstance(benchmark, TemplateSet):
             raise ValueError(f"{path}: its templates weigh images by the norm of their features; --embeddings has none")
     names = [benchmark.name for benchmark in benchmarks if isinstance(benchmark, PairSet)]

@@ -29,6 +29,30 @@ class SuspectLabelsError(ValueError):
     """A pair list's labels look wrong, so that a result on it would mean nothing."""
 
 
+def refuse_suspect(where: str, suspect: list[str]) -> None:
+    """Stop at signs that labels are wrong, where there are any.
+
+    Raises:
+        SuspectLabelsError: names `where` and the signs.
+    """
+    if suspect:
+        raise SuspectLabelsError(f"{where}: {'; '.join(suspect)}; check labels and order of the pairs")
+
+
+def suspect_auc(name: str, embedder: str, auc: float, strict: bool) -> list[str]:
+    """The sign of wrong labels that an AUC below one half is, if it is.
+
+    Raises:
+        SuspectLabelsError: it is, and `strict` asks to stop.
+    """
+    if auc >= 0.5:
+        return []
+    text = f"AUC {auc:.3f} is below 0.5: labels are wrong or out of order, or the model is"
+    if strict:
+        raise SuspectLabelsError(f"{name}, {embedder}: {text}")
+    return [text]
+
+
 class Evaluation(NamedTuple):
     """An embedder on a pair list.
 
@@ -67,8 +91,8 @@ def evaluate_pairs(
         ValueError: see `embed_distinct`.
     """
     suspect = pair_set.suspect_labels()
-    if strict and suspect:
-        raise SuspectLabelsError(f"{pair_set.name}: {'; '.join(suspect)}; check labels and order of the pairs")
+    if strict:
+        refuse_suspect(pair_set.name, suspect)
 
     start = time.perf_counter()
     if isinstance(embedder, StoredEmbeddings):
@@ -87,10 +111,7 @@ def evaluate_pairs(
     if pair_set.group is not None:
         rates = group_error_rates(distances, pair_set.same, pair_set.group, report.tar_at_far)
         groups = {"scores": scores(pair_set.group), "rates": rates}
-    if report.auc < 0.5:
-        suspect.append(f"AUC {report.auc:.3f} is below 0.5: labels are wrong or out of order, or the model is")
-        if strict:
-            raise SuspectLabelsError(f"{pair_set.name}, {embedder.name}: {suspect[-1]}")
+    suspect += suspect_auc(pair_set.name, embedder.name, report.auc, strict)
     result = {
         "benchmark": pair_set.name,
         "domain": pair_set.tag,

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from adaptface.data.templates import Subjects, TemplateSet
 from adaptface.embedders import Embedder
 from adaptface.embedding import feature_batches
-from adaptface.evaluation import SuspectLabelsError
+from adaptface.evaluation import refuse_suspect, suspect_auc
 from adaptface.metrics import (
     MIN_FALSE_ACCEPTS,
     IdentificationReport,
@@ -139,8 +139,8 @@ def evaluate_templates(
         ValueError: see [`template_features`]; no probe is of a subject of a gallery.
     """
     suspect = template_set.suspect_labels()
-    if strict and suspect:
-        raise SuspectLabelsError(f"{template_set.name}: {'; '.join(suspect)}; check labels and order of the pairs")
+    if strict:
+        refuse_suspect(template_set.name, suspect)
 
     start = time.perf_counter()
     features = template_features(embedder, template_set, batch_size, num_workers, progress, processes)  # (T, E)
@@ -149,10 +149,7 @@ def evaluate_templates(
     similarities = pair_similarities(features, template_set.index_a, template_set.index_b)  # (P,)
     report = roc_report(similarities, template_set.same)
     del similarities
-    if report.auc < 0.5:
-        suspect.append(f"AUC {report.auc:.3f} is below 0.5: labels are wrong or out of order, or the model is")
-        if strict:
-            raise SuspectLabelsError(f"{template_set.name}, {embedder.name}: {suspect[-1]}")
+    suspect += suspect_auc(template_set.name, embedder.name, report.auc, strict)
     identification = None
     if template_set.probes is not None:
         galleries = {

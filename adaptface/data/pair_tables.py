@@ -13,7 +13,7 @@ from adaptface.data.base import problems, shown
 from adaptface.data.pair_lists import OPTIONAL_COLUMNS, PairColumns
 from adaptface.data.pairs import PairImages, PairSet, pair_set
 from adaptface.data.synthetic import PARAMETERS_FILE
-from adaptface.data.tables import load_dataset
+from adaptface.data.tables import column_cells, load_dataset
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -134,7 +134,7 @@ def _image_columns(name: str, dataset: Dataset) -> tuple[str, str]:
 def _texts(dataset: Dataset, column: str) -> list[str]:
     """A column's values as a CSV would spell them, empty where there is none; classes by name, but for a label's."""
     feature = dataset.features[column]
-    values = dataset.select_columns([column]).with_format("arrow")[:].column(column).to_pylist()
+    values = column_cells(dataset, column).to_pylist()
     if type(feature).__name__ == "ClassLabel" and column not in LABEL_COLUMNS:
         values = [value if value is None else feature.int2str(value) for value in values]
     return ["" if value is None else str(value).strip() for value in values]

@@ -35,11 +35,11 @@ class DatasetsSource(FaceSource):
         from datasets import Image as ImageFeature
 
         image, identity = face_columns(name, dataset)
-        codes, names = identity_codes(name, identity, _column(dataset, identity), dataset.features[identity])
+        codes, names = identity_codes(name, identity, column_cells(dataset, identity), dataset.features[identity])
         numbers = DomainNumbers(domains)
         domain_labels = np.full(len(dataset), UNLABELLED)
         if DOMAIN_COLUMN in dataset.column_names:
-            column, feature = _column(dataset, DOMAIN_COLUMN), dataset.features[DOMAIN_COLUMN]
+            column, feature = column_cells(dataset, DOMAIN_COLUMN), dataset.features[DOMAIN_COLUMN]
             domain_labels = domain_codes(name, column, feature, numbers)
         super().__init__(name, names, codes, domain_labels, numbers.names)
         # decode=False: a broken image then fails when it is opened, and the shipped processor decodes it
@@ -127,7 +127,8 @@ def image_file(cell: dict[str, Any] | None) -> Path | bytes:
     return Path(cell["path"]) if cell["bytes"] is None else cell["bytes"]
 
 
-def _column(dataset: "Dataset", column: str) -> "ChunkedArray":
+def column_cells(dataset: "Dataset", column: str) -> "ChunkedArray":
+    """A whole column, as the table has it."""
     return dataset.select_columns([column]).with_format("arrow")[:].column(column)
 
 
