@@ -438,6 +438,7 @@ processor.save_pretrained(sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_auto_image_processor_loads_it_in_a_clean_process_without_a_word(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     AdaptFaceImageProcessor(size=56).save_pretrained(first)

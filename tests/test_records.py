@@ -98,6 +98,7 @@ def read_all(source: RecordSource) -> list[bytes]:
     return [source._encoded(i) for i in range(len(source))]
 
 
+@pytest.mark.slow
 def test_threads_and_processes_share_a_source(folder: Path) -> None:
     source = open_source(folder)
     expected = read_all(source)

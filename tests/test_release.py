@@ -131,6 +131,7 @@ def test_absolute_paths_of_any_system_are_cut() -> None:
 
 
 @pytest.mark.parametrize("name", ["my release", "class", "run(2)"])
+@pytest.mark.slow
 def test_a_name_that_transformers_complains_about_is_found(
     released: Path, run: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,6 +145,7 @@ def test_a_name_that_transformers_complains_about_is_found(
             verify_release(copy, run / "best")
 
 
+@pytest.mark.slow
 def test_verification_notices_other_weights(released: Path, run: Path, tmp_path: Path) -> None:
     """The clean process really loads the folder it is given: a change of one part in a thousand is seen."""
     changed = Path(shutil.copytree(released, tmp_path / "changed"))

@@ -381,6 +381,7 @@ def test_a_damaged_development_image_is_found_before_training(
     assert not (tmp_path / "run" / "log.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_broken_training_images_are_skipped_counted_and_limited(
     faces: Path, tiny_backbone_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
