@@ -214,10 +214,11 @@ def evaluate_all(
     benchmarks: Sequence[Benchmark],
     options: argparse.Namespace,
     processes: PartialState,
-) -> Iterator[tuple[Evaluated, dict[str, Any], Scored | None]]:
+) -> Iterator[tuple[Evaluated, dict[str, Any], Scored]]:
     """The result of each embedder on each benchmark, and its scores of pairs; one embedder in memory at a time."""
     common: dict[str, Any] = {
         "strict": not options.allow_suspect_labels,
+        "cache_dir": options.cache_dir,
         "batch_size": options.batch_size,
         "num_workers": options.num_workers,
         "processes": processes,
@@ -226,11 +227,11 @@ def evaluate_all(
         embedder = load()
         for benchmark in benchmarks:
             if isinstance(benchmark, PairSet):
-                found = evaluate_pairs(embedder, benchmark, cache_dir=options.cache_dir, **common)
-                yield embedder, found.result, Scored(embedder.name, benchmark, 1 - found.distances / 2)
+                found = evaluate_pairs(embedder, benchmark, **common)
             else:
                 assert not isinstance(embedder, StoredEmbeddings)  # load_benchmarks refuses that
-                yield embedder, evaluate_templates(embedder, benchmark, **common), None
+                found = evaluate_templates(embedder, benchmark, **common)
+            yield embedder, found.result, Scored(embedder.name, benchmark, found.similarities)
         del embedder
 
 
@@ -256,11 +257,12 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         for embedder, result, scores in runs:
             write_results(options.output_dir, [*results, result], command, PARTIAL_RESULTS_FILE)
             results.append(result)
-            if scores is None:
-                continue
             scored.append(scores)
-            if scores.pair_set.name == options.write_thresholds and isinstance(embedder, ModelEmbedder):
-                thresholds = decision_thresholds(result, scores.pair_set, scores.similarities)
+            benchmark = scores.benchmark
+            if not isinstance(benchmark, PairSet) or benchmark.name != options.write_thresholds:
+                continue
+            if isinstance(embedder, ModelEmbedder):
+                thresholds = decision_thresholds(result, benchmark, scores.similarities)
                 write_thresholds(Path(embedder.name), thresholds)
         replaced = ", in place of an earlier one" if file.exists() else ""
         os.replace(partial_file, file)
@@ -273,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     print(results_table(results))
     written = [file, *write_tables(options.output_dir, results)]
     remove_plots(options.output_dir)
-    if options.plots and scored:
+    if options.plots:
         written += draw_plots(options.output_dir, scored, results)
     print(f"written to {file}{replaced}; beside it: {', '.join(path.name for path in written[1:])}")
     return results

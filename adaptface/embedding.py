@@ -20,10 +20,12 @@ from accelerate.utils import broadcast_object_list, gather
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from adaptface.cache import EmbeddingCache
+from adaptface.cache import FeatureCache
 from adaptface.data.base import problems
 from adaptface.embedders import Embedder, Preprocess
 from adaptface.files import sha256
+
+_BLOCK = 4096  # images whose features are taken from the cache at a time
 
 
 class Images(Protocol):
@@ -35,7 +37,7 @@ class Images(Protocol):
 
 
 class EncodedImages(Images, Protocol):
-    """Images whose files can be read, too."""
+    """Images of which `encoded(i)` tells all that they are made of: the file."""
 
     def encoded(self, index: int, /) -> bytes: ...
 
@@ -156,7 +158,7 @@ def embed_images(embedder: Embedder, images: Images, *args: Any, **kwargs: Any) 
 class _Chosen:
     """Some of a set of images."""
 
-    def __init__(self, images: Images, indices: Sequence[int]) -> None:
+    def __init__(self, images: EncodedImages, indices: Sequence[int]) -> None:
         self.images = images
         self.indices = indices
 
@@ -166,8 +168,110 @@ class _Chosen:
     def __getitem__(self, index: int) -> Any:
         return self.images[self.indices[index]]
 
+    def encoded(self, index: int) -> bytes:
+        return self.images.encoded(self.indices[index])
+
     def where(self, index: int) -> str:
         return _where(self.images, self.indices[index])
+
+
+class Block(NamedTuple):
+    """Features of some images in a row.
+
+    Attributes:
+        start (`int`): number of the first image.
+        features (`np.ndarray` of shape `(B, E)`): raw features, float32.
+        computed (`int`): how many of them were computed now, not found in the cache.
+    """
+
+    start: int
+    features: np.ndarray
+    computed: int
+
+
+def feature_blocks(
+    embedder: Embedder,
+    images: EncodedImages,
+    digests: Sequence[bytes] | None = None,
+    flip: bool = True,
+    cache_dir: Path | None = None,
+    processes: PartialState | None = None,
+    **options: Any,
+) -> Iterator[Block]:
+    """Raw features of images, in their order, those that the cache knows from there; memory is bounded by a block.
+
+    Args:
+        digests: of the images' contents; None takes them where they are needed.
+        cache_dir: where features are kept from run to run, batch by batch; None keeps nothing. A live model, whose
+            weights may change, is never kept.
+        embedder, images, flip, processes, options: see [`feature_batches`].
+    Raises:
+        OSError: an image file or the cache cannot be read.
+        ValueError: see [`feature_batches`].
+    """
+    common: dict[str, Any] = {"flip": flip, "processes": processes, **options}
+    identity = None if cache_dir is None else embedder.identity()
+    if cache_dir is None or identity is None or not len(images):
+        for start, batch in feature_batches(embedder, images, **common):
+            yield Block(start, batch.numpy(), len(batch))
+        return
+
+    cache: _Known | None = None  # of the main process alone: processes may be on machines of their own
+    if processes is None or processes.is_main_process:
+        of = {**identity, "flip": flip, "device": embedder.device.type}
+        cache = _Known(FeatureCache(cache_dir, of), content_digests(images) if digests is None else digests)
+    known = _from_main(cache.known if cache else None, processes)  # (N,)
+    missing = np.flatnonzero(~known)
+
+    def computed() -> Iterator[np.ndarray]:
+        for start, batch in feature_batches(embedder, _Chosen(images, missing.tolist()), **common):
+            if cache:
+                cache.keep(missing[start : start + len(batch)], batch.numpy())
+            yield from batch.numpy()
+
+    new = computed() if len(missing) else iter(())
+    for start in range(0, len(images), _BLOCK):
+        block = known[start : start + _BLOCK]
+        old: Iterator[np.ndarray] = iter(())
+        if block.any():
+            old = iter(_from_main(cache.find(start + np.flatnonzero(block)) if cache else None, processes))
+        yield Block(start, np.stack([next(old if kept else new) for kept in block]), int((~block).sum()))
+    assert next(new, None) is None  # which also completes the progress bar
+    if cache:
+        cache.close()
+
+
+class _Known:
+    """The cache, by the numbers of images."""
+
+    def __init__(self, cache: FeatureCache, digests: Sequence[bytes]) -> None:
+        self._cache = cache
+        self._digests = digests
+        there = cache.known(digests)
+        self.known = np.array([digest in there for digest in digests], dtype=bool)  # (N,)
+
+    def find(self, indices: np.ndarray) -> list[np.ndarray]:
+        digests = [self._digests[index] for index in indices]
+        found = self._cache.find(digests)
+        return [found[digest] for digest in digests]
+
+    def keep(self, indices: np.ndarray, features: np.ndarray) -> None:
+        self._cache.keep([self._digests[index] for index in indices], features)
+
+    def close(self) -> None:
+        self._cache.close()
+
+
+def _from_main(value: Any, processes: PartialState | None) -> Any:
+    """The main process's value, in all processes."""
+    if processes is None or processes.num_processes == 1:
+        return value
+    return broadcast_object_list([value])[0]
+
+
+def content_digests(images: EncodedImages) -> list[bytes]:
+    """SHA-256 of what each image is made of."""
+    return [hashlib.sha256(images.encoded(index)).digest() for index in range(len(images))]
 
 
 class Embedded(NamedTuple):
@@ -184,61 +288,31 @@ class Embedded(NamedTuple):
     computed: int
 
 
-def embed_distinct(
-    embedder: Embedder,
-    images: EncodedImages,
-    flip: bool = True,
-    cache_dir: Path | None = None,
-    processes: PartialState | None = None,
-    **options: Any,
-) -> Embedded:
+def embed_distinct(embedder: Embedder, images: EncodedImages, *args: Any, **kwargs: Any) -> Embedded:
     """Embed images of the same content once, and those that the cache knows not at all.
 
     Args:
-        cache_dir: where embeddings are kept from run to run, batch by batch; None keeps nothing. A live model, whose
-            weights may change, is never kept.
-        embedder, images, flip, processes, options: see [`feature_batches`].
+        see [`feature_blocks`].
     Raises:
-        OSError: an image file or the cache cannot be read.
-        ValueError: see [`feature_batches`].
+        OSError, ValueError: see [`feature_blocks`].
     """
     rows: dict[bytes, int] = {}
     chosen: list[int] = []  # image that stands for each content
     row_of = np.empty(len(images), dtype=np.int64)
-    for index in range(len(images)):
-        digest = hashlib.sha256(images.encoded(index)).digest()
+    for index, digest in enumerate(content_digests(images)):
         if digest not in rows:
             rows[digest] = len(rows)
             chosen.append(index)
         row_of[index] = rows[digest]
-    digests = list(rows)
-
-    cache, found = None, {}
-    identity = embedder.identity()
-    if cache_dir is not None and identity is not None and (processes is None or processes.is_main_process):
-        cache = EmbeddingCache(cache_dir, {**identity, "flip": flip, "device": embedder.device.type})
-        found = cache.find(digests)
-    if processes is not None and processes.num_processes > 1:
-        (found,) = broadcast_object_list([found])
-    missing = [row for row, digest in enumerate(digests) if digest not in found]
     embeddings: np.ndarray | None = None
-    for digest, known in found.items():
+    computed = 0
+    for start, features, new in feature_blocks(embedder, _Chosen(images, chosen), list(rows), *args, **kwargs):
         if embeddings is None:
-            embeddings = np.empty((len(digests), len(known)), dtype=np.float32)
-        embeddings[rows[digest]] = known
-    if missing or not len(images):
-        wanted = _Chosen(images, [chosen[row] for row in missing])
-        for start, features in feature_batches(embedder, wanted, flip=flip, processes=processes, **options):
-            if embeddings is None:
-                embeddings = np.empty((len(digests), features.shape[1]), dtype=np.float32)
-            these = missing[start : start + len(features)]
-            embeddings[these] = F.normalize(features, dim=1).numpy()
-            if cache is not None:
-                cache.keep([digests[row] for row in these], embeddings[these])
-    if cache is not None:
-        cache.close()
+            embeddings = np.empty((len(rows), features.shape[1]), dtype=np.float32)
+        embeddings[start : start + len(features)] = F.normalize(torch.from_numpy(features), dim=1).numpy()
+        computed += new
     assert embeddings is not None
-    return Embedded(embeddings, row_of, len(missing))
+    return Embedded(embeddings, row_of, computed)
 
 
 class StoredEmbeddings:

@@ -54,20 +54,21 @@ def suspect_auc(name: str, embedder: str, auc: float, strict: bool) -> list[str]
 
 
 class Evaluation(NamedTuple):
-    """An embedder on a pair list.
+    """An embedder on a benchmark.
 
     Attributes:
-        result (`dict`): JSON-ready: `benchmark`, `domain` (of the whole benchmark, None of an unknown one), `data`
-            ("synthetic" or "unspecified"), `protocol`, `embedder`, `images` (of different content), `embedding_size`,
-            the fields of [`~metrics.VerificationReport`], `domains` (per domain, where the list names them), `groups`
-            (None, or `scores` of [`~metrics.group_scores`] and `rates` of [`~metrics.group_error_rates`], where the
-            list names demographic groups), `warnings`, `seconds`, `embedded` and `images_per_second` (the images
-            embedded now, not found in the cache, and their rate; None where there were none).
-        distances (`np.ndarray` of shape `(N,)`): squared distance of each pair.
+        result (`dict`): JSON-ready; of pairs `benchmark`, `domain` (of the whole benchmark, None of an unknown one),
+            `data` ("synthetic" or "unspecified"), `protocol`, `embedder`, `images` (of different content),
+            `embedding_size`, the fields of [`~metrics.VerificationReport`], `domains` (per domain, where the list names
+            them), `groups` (None, or `scores` of [`~metrics.group_scores`] and `rates` of
+            [`~metrics.group_error_rates`], where the list names demographic groups), `warnings`, `seconds`, `embedded`
+            and `images_per_second` (the images embedded now, not found in the cache, and their rate; None where there
+            were none).
+        similarities (`np.ndarray` of shape `(N,)`): cosine of each pair.
     """
 
     result: dict[str, Any]
-    distances: np.ndarray
+    similarities: np.ndarray
 
 
 def evaluate_pairs(
@@ -135,4 +136,4 @@ def evaluate_pairs(
         "embedded": computed,
         "images_per_second": computed / seconds if computed else None,
     }
-    return Evaluation(result, distances)
+    return Evaluation(result, 1 - distances / 2)

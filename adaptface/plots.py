@@ -16,6 +16,7 @@ from scipy.stats import norm
 from sklearn.metrics import roc_curve
 
 from adaptface.data.pairs import PairSet
+from adaptface.data.templates import TemplateSet
 from adaptface.report import average_results
 
 if TYPE_CHECKING:
@@ -30,10 +31,10 @@ _RATES = (0.0001, 0.001, 0.01, 0.05, 0.1, 0.2, 0.4)  # ticks of a DET curve
 
 
 class Scored(NamedTuple):
-    """An embedder's cosine similarity of each pair of a list, `(N,)`."""
+    """An embedder's cosine similarity of each pair of a benchmark, `(N,)`."""
 
     embedder: str
-    pair_set: PairSet
+    benchmark: PairSet | TemplateSet
     similarities: np.ndarray
 
 
@@ -52,8 +53,9 @@ def draw_plots(folder: Path, scored: Sequence[Scored], results: Sequence[dict[st
     if accuracies := _domain_accuracies(results):
         pictures["domains"] = _domains({names.get(name, name): found for name, found in accuracies.items()})
     for number, one in enumerate(scored, start=1):
-        slug = re.sub(r"[^\w.-]+", "_", f"{one.embedder}_{one.pair_set.name}")
-        pictures[f"worst_pairs_{number}_{slug}"] = _worst_pairs(one)
+        slug = re.sub(r"[^\w.-]+", "_", f"{one.embedder}_{one.benchmark.name}")
+        if isinstance(one.benchmark, PairSet):
+            pictures[f"worst_pairs_{number}_{slug}"] = _worst_pairs(one.embedder, one.benchmark, one.similarities)
     files = []
     for name, figure in pictures.items():
         files.append(folder / f"{name}.png")
@@ -88,23 +90,23 @@ def _curves(scored: Sequence[Scored], draw: Callable[[Axes, np.ndarray, np.ndarr
     """A panel a benchmark, a curve an embedder."""
     benchmarks: dict[int, list[Scored]] = {}
     for one in scored:
-        benchmarks.setdefault(id(one.pair_set), []).append(one)
+        benchmarks.setdefault(id(one.benchmark), []).append(one)
     columns = min(3, len(benchmarks))
     rows = -(-len(benchmarks) // columns)
     figure = _figure(5 * columns, 4.2 * rows)
     for number, members in enumerate(benchmarks.values(), start=1):
         axes = figure.add_subplot(rows, columns, number)
         for one in members:
-            far, tar, _ = roc_curve(one.pair_set.same, one.similarities)
+            far, tar, _ = roc_curve(one.benchmark.same, one.similarities)
             draw(axes, far, tar, one.embedder)
-        axes.set_title(_title(members[0].pair_set))
+        axes.set_title(_title(members[0].benchmark))
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     return figure
 
 
-def _title(pair_set: PairSet) -> str:
-    return f"{pair_set.name} (synthetic faces)" if pair_set.synthetic else pair_set.name
+def _title(benchmark: PairSet | TemplateSet) -> str:
+    return f"{benchmark.name} (synthetic faces)" if benchmark.synthetic else benchmark.name
 
 
 def _roc(axes: Axes, far: np.ndarray, tar: np.ndarray, name: str) -> None:
@@ -130,9 +132,9 @@ def _histograms(scored: Sequence[Scored]) -> Figure:
         edges = np.linspace(one.similarities.min(), one.similarities.max(), 61).tolist()
         for same, colour, label in ((True, GENUINE, "genuine"), (False, IMPOSTOR, "impostor")):
             axes.hist(
-                one.similarities[one.pair_set.same == same], edges, density=True, color=colour, alpha=0.6, label=label
+                one.similarities[one.benchmark.same == same], edges, density=True, color=colour, alpha=0.6, label=label
             )
-        axes.set(title=f"{one.embedder}, {_title(one.pair_set)}", ylabel="density")
+        axes.set(title=f"{one.embedder}, {_title(one.benchmark)}", ylabel="density")
         axes.legend(fontsize="small")
     axes.set_xlabel("cosine similarity")
     return figure
@@ -173,26 +175,26 @@ def _domains(accuracies: dict[str, dict[str, float]]) -> Figure:
     return figure
 
 
-def _worst_pairs(one: Scored) -> Figure:
+def _worst_pairs(embedder: str, pair_set: PairSet, similarities: np.ndarray) -> Figure:
     """The impostor pairs most alike, and the genuine pairs least alike."""
-    order = np.argsort(one.similarities, kind="stable")
-    same = one.pair_set.same
+    order = np.argsort(similarities, kind="stable")
+    same = pair_set.same
     kinds = {
         "impostor pairs, most alike": [index for index in order[::-1] if not same[index]][:_WORST],
         "genuine pairs, least alike": [index for index in order if same[index]][:_WORST],
     }
     figure = _figure(1.5 * _WORST, 7.2)
-    figure.suptitle(f"{one.embedder}, {_title(one.pair_set)}")
+    figure.suptitle(f"{embedder}, {_title(pair_set)}")
     for row, (kind, pairs) in enumerate(kinds.items()):
         axes = figure.add_subplot(2, 1, row + 1)
         sheet = Image.new("RGB", (_WORST * _SIDE, 2 * _SIDE), "white")
         for column, pair in enumerate(pairs):
-            for below, index in enumerate((one.pair_set.index_a[pair], one.pair_set.index_b[pair])):
-                face = one.pair_set.images[index].resize((_SIDE - 4, _SIDE - 4))
+            for below, index in enumerate((pair_set.index_a[pair], pair_set.index_b[pair])):
+                face = pair_set.images[index].resize((_SIDE - 4, _SIDE - 4))
                 sheet.paste(face, (column * _SIDE + 2, below * _SIDE + 2))
         axes.imshow(np.asarray(sheet))
         centres = [(column + 0.5) * _SIDE for column in range(len(pairs))]
-        axes.set_xticks(centres, [f"{one.similarities[pair]:.3f}" for pair in pairs])
+        axes.set_xticks(centres, [f"{similarities[pair]:.3f}" for pair in pairs])
         axes.set(yticks=[], title=kind)
         axes.tick_params(length=0)
     return figure

@@ -7,12 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
 
 from adaptface.data.templates import Subjects, TemplateSet
 from adaptface.embedders import Embedder
-from adaptface.embedding import feature_batches
-from adaptface.evaluation import refuse_suspect, suspect_auc
+from adaptface.embedding import feature_blocks
+from adaptface.evaluation import Evaluation, refuse_suspect, suspect_auc
 from adaptface.metrics import (
     MIN_FALSE_ACCEPTS,
     IdentificationReport,
@@ -48,40 +47,33 @@ def image_weights(template_set: TemplateSet) -> np.ndarray:
     return template_set.scores / sizes[group]
 
 
-def template_features(
-    embedder: Embedder,
-    template_set: TemplateSet,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    progress: bool = True,
-    processes: PartialState | None = None,
-) -> np.ndarray:
+def template_features(embedder: Embedder, template_set: TemplateSet, **options: Any) -> tuple[np.ndarray, int]:
     """Embed templates: the features of an image and of its mirror image are added raw and weighted by the detector's
     score, then averaged over each medium, summed over the media and L2-normalised.
 
-    Nothing is held but a batch and one row a template.
+    Nothing is held but a block of images and one row a template.
 
     Args:
-        embedder, batch_size, num_workers, progress, processes: see [`~embedding.feature_batches`].
+        embedder: what turns images into features.
         template_set: from `load_ijb`.
+        options: batch size, workers, progress, processes, cache; see [`~embedding.feature_blocks`].
     Returns:
         `np.ndarray` of shape `(T, E)`, float64 as in the reference, rows of length 1, in the order of
-        `template_set.templates`.
+        `template_set.templates`; and how many images were embedded now, not found in the cache.
     Raises:
-        ValueError: see [`~embedding.feature_batches`]; a template's features add up to zero, or all its scores are 0.
+        ValueError: see [`~embedding.feature_blocks`]; a template's features add up to zero, or all its scores are 0.
     Source: insightface, `recognition/arcface_torch/eval_ijbc.py`, `image2template_feature`, with its settings N1 (norms
         kept), D1 (detector's score) and F1 (flip added).
     """
-    images, weights = template_set.images, image_weights(template_set)
+    weights = image_weights(template_set)
+    embedded = 0
     sums: np.ndarray | None = None
-    batches = feature_batches(
-        embedder, images, batch_size, num_workers=num_workers, progress=progress, processes=processes
-    )
-    for start, features in batches:
-        batch = slice(start, start + len(features))
+    for start, features, computed in feature_blocks(embedder, template_set.images, **options):
+        embedded += computed
+        block = slice(start, start + len(features))
         if sums is None:
             sums = np.zeros((len(template_set.templates), features.shape[1]))
-        np.add.at(sums, template_set.template[batch], weights[batch, None] * features.numpy())
+        np.add.at(sums, template_set.template[block], weights[block, None] * features)
     assert sums is not None
     norms = np.linalg.norm(sums, axis=1, keepdims=True)  # (T, 1)
     if zero := np.flatnonzero(norms == 0).tolist():
@@ -89,7 +81,7 @@ def template_features(
             f"{template_set.name}, {embedder.name}: the features of {len(zero)} templates are zero, the first is "
             f"template {template_set.templates[zero[0]]}; are the detector's scores of its images 0?"
         )
-    return np.divide(sums, norms, out=sums)
+    return np.divide(sums, norms, out=sums), embedded
 
 
 def _identification(features: np.ndarray, probes: Subjects, gallery: Subjects) -> IdentificationReport:
@@ -114,26 +106,19 @@ def _mean_over_galleries(reports: list[IdentificationReport]) -> dict[str, Any]:
 
 
 def evaluate_templates(
-    embedder: Embedder,
-    template_set: TemplateSet,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    strict: bool = True,
-    progress: bool = True,
-    processes: PartialState | None = None,
-) -> dict[str, Any]:
+    embedder: Embedder, template_set: TemplateSet, strict: bool = True, **options: Any
+) -> Evaluation:
     """Run IJB's verification protocol and, where the set has galleries, its identification protocol.
 
     Args:
-        embedder, batch_size, num_workers, progress, processes: see [`template_features`].
-        template_set: from `load_ijb`.
+        embedder, template_set, options: see [`template_features`].
         strict: stop where labels look wrong: contradicting labels, a template unlike itself, an AUC below 0.5. False
             puts a line into `warnings` instead.
     Returns:
-        `dict`, JSON-ready: `benchmark`, `data` ("synthetic" or "unspecified"), `protocol`, `embedder`, `images`,
-        `templates`, `embedding_size`, the fields of [`~metrics.RocReport`], `identification` (None without galleries;
-        `galleries`, by name the fields of [`~metrics.IdentificationReport`], and `mean`), `warnings`, `seconds` and
-        `images_per_second` (of embedding).
+        whose `result` is JSON-ready: `benchmark`, `data` ("synthetic" or "unspecified"), `protocol`, `embedder`,
+        `images`, `templates`, `embedding_size`, the fields of [`~metrics.RocReport`], `identification` (None without
+        galleries; `galleries`, by name the fields of [`~metrics.IdentificationReport`], and `mean`), and `warnings`,
+        `seconds`, `embedded` and `images_per_second` as of pairs.
     Raises:
         SuspectLabelsError: see `strict`.
         ValueError: see [`template_features`]; no probe is of a subject of a gallery.
@@ -143,12 +128,11 @@ def evaluate_templates(
         refuse_suspect(template_set.name, suspect)
 
     start = time.perf_counter()
-    features = template_features(embedder, template_set, batch_size, num_workers, progress, processes)  # (T, E)
+    features, embedded = template_features(embedder, template_set, **options)  # (T, E)
     seconds = time.perf_counter() - start
 
     similarities = pair_similarities(features, template_set.index_a, template_set.index_b)  # (P,)
     report = roc_report(similarities, template_set.same)
-    del similarities
     suspect += suspect_auc(template_set.name, embedder.name, report.auc, strict)
     identification = None
     if template_set.probes is not None:
@@ -160,7 +144,7 @@ def evaluate_templates(
             "galleries": {name: asdict(result) for name, result in galleries.items()},
             "mean": _mean_over_galleries(list(galleries.values())),
         }
-    return {
+    result = {
         "benchmark": template_set.name,
         "data": "synthetic" if template_set.synthetic else "unspecified",
         "protocol": PROTOCOL,
@@ -175,5 +159,7 @@ def evaluate_templates(
         "identification": identification,
         "warnings": suspect + template_set.notes(),
         "seconds": seconds,
-        "images_per_second": len(template_set.images) / seconds,
+        "embedded": embedded,
+        "images_per_second": embedded / seconds if embedded else None,
     }
+    return Evaluation(result, similarities)

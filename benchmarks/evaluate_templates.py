@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))  # run by path, installed or not
 
 from adaptface import templates  # noqa: E402
 from adaptface.data.templates import load_ijb  # noqa: E402
+from adaptface.embedding import Block  # noqa: E402
 from adaptface.memory import peak_memory  # noqa: E402
 from image_processing_adaptface import ARCFACE_TEMPLATE  # noqa: E402
 
@@ -93,19 +94,19 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     rng = np.random.default_rng(1)
     centres = rng.standard_normal((subjects, options.embedding_size), dtype=np.float32)
 
-    def batches(embedder: Any, images: Any, batch_size: int, **_: Any) -> Any:
+    def blocks(embedder: Any, images: Any, batch_size: int = 64) -> Any:
         for first in range(0, len(images), batch_size):
             features = centres[subject[first : first + batch_size]]
-            yield first, torch.from_numpy(features + 4 * rng.standard_normal(features.shape, dtype=np.float32))
+            yield Block(first, features + 4 * rng.standard_normal(features.shape, dtype=np.float32), len(features))
 
     start = clock()
-    with patch.object(templates, "feature_batches", batches):
-        features = templates.template_features(NoModel(), template_set)  # type: ignore[arg-type]
+    with patch.object(templates, "feature_blocks", blocks):
+        found = templates.template_features(NoModel(), template_set)  # type: ignore[arg-type]
     seconds["templates"] = clock() - start
     memory["templates"] = peak_memory(torch.device("cpu"))
     start = clock()
-    with patch.object(templates, "template_features", return_value=features):
-        result = templates.evaluate_templates(NoModel(), template_set)  # type: ignore[arg-type]
+    with patch.object(templates, "template_features", return_value=found):
+        result = templates.evaluate_templates(NoModel(), template_set).result  # type: ignore[arg-type]
     seconds["scores"] = clock() - start
     memory["all"] = peak_memory(torch.device("cpu"))
     measured = {

@@ -571,8 +571,8 @@ def test_stored_embeddings_are_scored_like_those_of_an_embedder(tmp_path: Path) 
     for key, values in (("files", names), ("files", [f"dev/{name}" for name in names]), ("sha256", digests)):
         arrays = {key: np.array(values)[order], "embeddings": embeddings[order]}
         stored = StoredEmbeddings(write_stored(tmp_path / "peer.npz", **arrays))
-        result, distances = evaluate_pairs(stored, pairs)
-        assert np.allclose(distances, expected.distances, atol=1e-6)
+        result, similarities = evaluate_pairs(stored, pairs)
+        assert np.allclose(similarities, expected.similarities, atol=1e-6)
         assert result["accuracy"] == expected.result["accuracy"] and result["images"] == 40 and result["embedded"] == 0
         assert result["protocol"]["embedding"] == "embeddings as given, L2-normalised"
         assert result["embedder"]["kind"] == "embeddings" and result["embedder"]["name"] == "peer.npz"

@@ -230,6 +230,11 @@ def test_templates_and_pairs_in_one_run(
     with (tmp_path / "out" / "results.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert rows[0]["benchmark"] == "ijbc" and rows[0]["accuracy"] == "" and float(rows[0]["auc"]) == templates["auc"]
+    pictures = {path.name for path in (tmp_path / "out").glob("*.png")}
+    assert {"roc.png", "det.png", "scores.png"} < pictures and not any("ijbc" in name for name in pictures)
+    again, _ = eval_benchmarks.main(["--zero_shot", str(tiny_backbone_dir), *words])
+    assert templates["embedded"] == templates["images"] and again["embedded"] == 0
+    assert all(again[key] == templates[key] for key in ("auc", "eer", "tar_at_far", "identification"))
 
     np.savez(tmp_path / "peer.npz", embeddings=np.ones((1, 2)), files=np.array(["x"]))
     with pytest.raises(ValueError, match="its templates weigh images by the norm of their features"):

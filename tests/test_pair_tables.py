@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from adaptface.data import pair_tables
-from adaptface.data.benchmarks import load_pairs
+from adaptface.data.benchmarks import load_benchmark, load_pairs
+from adaptface.data.pairs import PairSet
 
 
 @pytest.fixture(autouse=True)
@@ -206,9 +207,12 @@ def test_hub_ids_arrive_whole(path: str | Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name: ["train", "test"])
     pairs = load_pairs(path)
     check(pairs)
-    assert load_pairs(path, split="train").name == pairs.name == "pairs"
+    assert pairs.name == "pairs" and load_pairs(path, split="train").name == "pairs:train"
     assert asked == [("user/pairs", "test"), ("user/pairs", "train")]
     assert "user/pairs, row 0, column 'image_a'" in pairs.images.where(0)
+    by_split = load_benchmark(f"{path}:cfp_fp")
+    assert isinstance(by_split, PairSet) and by_split.name == "pairs:cfp_fp" and by_split.tag == "pose"
+    assert asked[2] == ("user/pairs", "cfp_fp")
 
 
 def test_what_is_no_hub_id_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

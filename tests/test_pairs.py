@@ -95,6 +95,7 @@ def test_labels_against_identities_are_suspect_and_unbalanced_folds_then_are_not
     [
         ("lfw", "general"), ("LFW", "general"), ("lfw_pairs", "general"), ("cfp_fp", "pose"), ("CFP-FP", "pose"),
         ("cplfw", "pose"), ("agedb_30", "age"), ("AgeDB-30", "age"), ("agedb30", "age"), ("agedb", "age"),
+        ("faces:calfw", "age"),
         ("pairs_CALFW", "age"), ("cfp_ff", None), ("mylfw", None), ("agedb_5", None), ("pairs", None), ("", None),
     ],
 )  # fmt: skip

@@ -36,6 +36,8 @@ def image(pairs, index: int) -> str:
 
 def test_lfw_list(lfw: Path) -> None:
     pairs = load_pairs(lfw)
+    assert (pairs.name, pairs.tag) == ("lfw", "general")
+    assert load_pairs(lfw.rename(lfw.with_name("others.txt"))).tag is None
     assert len(pairs) == 60 and len(pairs.images) == 50 and pairs.protocol == "the list's own 10 folds"
     assert pairs.same.tolist() == ([True] * 3 + [False] * 3) * 10
     assert pairs.folds.tolist() == [fold for fold in range(10) for _ in range(6)]

@@ -295,6 +295,9 @@ def test_saved_datasets(tmp_path: Path) -> None:
     assert dev.identities == ["-7", "900"] and dev.image(1).getpixel((0, 0)) == colour(2)
     with pytest.raises(ValueError, match="two: has no split 'test', only train, dev"):
         open_source(tmp_path / "two", split="test")
+    dataset.select([]).save_to_disk(tmp_path / "none")
+    with pytest.raises(ValueError, match="none: it was saved without any rows"):
+        open_source(tmp_path / "none")
 
 
 def test_imagefolder_with_jsonl_metadata(tmp_path: Path) -> None:

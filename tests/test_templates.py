@@ -14,8 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
+from adaptface.cache import FeatureCache
 from adaptface.data.templates import load_ijb
 from adaptface.embedders import Preprocess
+from adaptface.embedding import content_digests, feature_batches
 from adaptface.evaluation import SuspectLabelsError
 from adaptface.templates import evaluate_templates, image_weights, template_features
 from image_processing_adaptface import ARCFACE_TEMPLATE, AdaptFaceImageProcessor
@@ -34,6 +36,9 @@ class Patches:
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "stand-in", "name": self.name}
+
+    def identity(self) -> dict[str, Any]:
+        return {"weights": "none"}
 
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.avg_pool2d(pixel_values[..., : SIDE // 2], 7).flatten(1)  # (B, 24)
@@ -307,10 +312,26 @@ def test_two_data_sets_in_one_folder(ijb: Path) -> None:
 def test_template_features_are_the_naive_loops(ijb: Path) -> None:
     loaded, expected = load_ijb(ijb), naive_templates(ijb)
     for batch_size in (7, 1000):  # templates lie across batches, or twice in one
-        features = template_features(Patches(), loaded, batch_size, progress=False)
+        features, _ = template_features(Patches(), loaded, batch_size=batch_size, progress=False)
         assert features.dtype == np.float64
         for number, feature in zip(loaded.templates, features, strict=True):
             assert feature == pytest.approx(expected[number], abs=2e-3)  # a pixel may be rounded differently
+
+
+def test_features_in_the_cache_give_the_same_templates(ijb: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"cache_dir": tmp_path / "cache", "batch_size": 7, "progress": False}
+    loaded, images = load_ijb(ijb), len(load_ijb(ijb).images)
+    plain, _ = template_features(Patches(), loaded, batch_size=7, progress=False)
+    some = list(range(3, 40, 2))  # as far as an earlier run got, say
+    raw = np.concatenate([features.numpy() for _, features in feature_batches(Patches(), loaded.images)])
+    digests = content_digests(loaded.images)
+    cache = FeatureCache(tmp_path / "cache", {"weights": "none", "flip": True, "device": "cpu"})
+    cache.keep([digests[index] for index in some], raw[some])
+    for embedded in (images - len(some), 0):
+        features, computed = template_features(Patches(), loaded, **options)
+        assert computed == embedded and np.array_equal(features, plain)
+    loaded.images.landmarks[5] += 1.0  # another crop of the same photo
+    assert template_features(Patches(), loaded, **options)[1] == 1
 
 
 def test_image_weights_by_hand(ijb: Path) -> None:
@@ -331,9 +352,10 @@ def test_a_template_without_weight_is_refused(ijb: Path) -> None:
 
 def test_results_are_those_of_a_full_matrix(ijb: Path) -> None:
     loaded = load_ijb(ijb)
-    result = evaluate_templates(Patches(), loaded, progress=False)
+    result = evaluate_templates(Patches(), loaded, progress=False).result
     assert json.loads(json.dumps(result)) == result
-    features = dict(zip(loaded.templates.tolist(), template_features(Patches(), loaded, progress=False), strict=True))
+    rows, _ = template_features(Patches(), loaded, progress=False)
+    features = dict(zip(loaded.templates.tolist(), rows, strict=True))
 
     scores: dict[int, list[float]] = {0: [], 1: []}
     for a, b, same in (map(int, line) for line in words(ijb / "meta" / "ijbc_template_pair_label.txt")):
@@ -375,7 +397,7 @@ def test_results_are_those_of_a_full_matrix(ijb: Path) -> None:
 def test_without_galleries_there_is_no_identification(ijb: Path) -> None:
     for path in (ijb / "meta").glob("*.csv"):
         path.unlink()
-    assert evaluate_templates(Patches(), load_ijb(ijb), progress=False)["identification"] is None
+    assert evaluate_templates(Patches(), load_ijb(ijb), progress=False).result["identification"] is None
 
 
 def test_suspect_labels_stop_the_evaluation_or_become_warnings(ijb: Path) -> None:
@@ -387,7 +409,7 @@ def test_suspect_labels_stop_the_evaluation_or_become_warnings(ijb: Path) -> Non
     said = ["1 pairs are listed both as genuine and as impostor", "1 impostor pairs compare a template with itself"]
     with pytest.raises(SuspectLabelsError, match=f"ijbc: {said[0]}; {said[1]}; check labels"):
         evaluate_templates(Patches(), loaded, progress=False)
-    result = evaluate_templates(Patches(), loaded, strict=False, progress=False)
+    result = evaluate_templates(Patches(), loaded, strict=False, progress=False).result
     assert result["warnings"] == [
         *said,
         "2 pairs repeat an earlier pair",
@@ -402,12 +424,12 @@ def test_an_auc_below_one_half_stops_the_evaluation(ijb: Path) -> None:
     loaded = load_ijb(ijb)
     with pytest.raises(SuspectLabelsError, match=r"ijbc, patches: AUC 0\.\d+ is below 0.5"):
         evaluate_templates(Patches(), loaded, progress=False)
-    assert "is below 0.5" in evaluate_templates(Patches(), loaded, strict=False, progress=False)["warnings"][0]
+    assert "is below 0.5" in evaluate_templates(Patches(), loaded, strict=False, progress=False).result["warnings"][0]
 
 
 def test_rendered_faces_are_called_synthetic(ijb: Path) -> None:
     (ijb / "synthetic.json").write_text("{}")
-    assert evaluate_templates(Patches(), load_ijb(ijb), progress=False)["data"] == "synthetic"
+    assert evaluate_templates(Patches(), load_ijb(ijb), progress=False).result["data"] == "synthetic"
 
 
 def test_a_damaged_image_is_named(ijb: Path) -> None:

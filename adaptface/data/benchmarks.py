@@ -31,11 +31,15 @@ def load_benchmark(path: str | Path, images: str | Path | None = None) -> PairSe
     """Whatever a path holds: IJB-B or IJB-C (a folder of `meta` and `loose_crop`), else pairs; see [`load_pairs`].
 
     Args:
+        path: of a Hugging Face data set also with the split, `user/name:split`.
         images: see [`load_pairs`]; for those benchmarks only that do not hold their images themselves.
     """
     if is_ijb(Path(path)):
         return load_ijb(path)
     text = _text(path)
+    name, _, split = text.rpartition(":")
+    if re.fullmatch(r"\w+(\.\w+)*", split) and not Path(text).exists() and _is_table(name):
+        return load_pairs(name, split=split)
     return load_pairs(text, None if _is_table(text) or _is_bin(Path(text)) else images)
 
 

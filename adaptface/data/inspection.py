@@ -216,6 +216,7 @@ def draw(report: Mapping[str, Any], source: FaceSource, path: Path, people: int 
         people, columns: rows and columns of the contact sheet.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     across = report["duplicates"]["across"][: people * 2]
     figure = Figure(figsize=(13, 8 if across else 6), layout="constrained")
@@ -227,6 +228,8 @@ def draw(report: Mapping[str, Any], source: FaceSource, path: Path, people: int 
     step = -(-(max(histogram) - min(histogram) + 1) // 40)  # images a bar
     edges = np.arange(min(histogram), max(histogram) + step + 1, step) - 0.5
     axes.hist(list(histogram), bins=edges.tolist(), weights=list(histogram.values()), color="#4477aa")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="images an identity", ylabel="identities", title=f"{report['images']:,} images")
 
     chosen = np.unique(np.linspace(0, len(source.identities) - 1, people).astype(int)).tolist()

@@ -13,7 +13,7 @@ from adaptface.data.base import problems, shown
 from adaptface.data.pair_lists import OPTIONAL_COLUMNS, PairColumns
 from adaptface.data.pairs import PairImages, PairSet, pair_set
 from adaptface.data.synthetic import PARAMETERS_FILE
-from adaptface.data.tables import column_cells, load_dataset
+from adaptface.data.tables import column_cells, image_file, load_dataset
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -47,7 +47,7 @@ class _Cells(Sequence[Path | bytes]):
             return _Cells(self._columns, self._places[index])
         row, column = self._places[index].tolist()
         (cell,) = self._columns[column][row].values()
-        return _content(cell)
+        return image_file(cell)
 
 
 def load_pair_table(text: str, local: Path, split: str | None) -> PairSet:
@@ -58,7 +58,7 @@ def load_pair_table(text: str, local: Path, split: str | None) -> PairSet:
     Equal images are told by their content and listed once; none stays in memory.
 
     Args:
-        text, local, split: see [`~tables.load_dataset`].
+        text, local, split: see [`~tables.load_dataset`]. A split that is given is part of the set's name.
     Raises:
         FileNotFoundError, ConnectionError: see [`~tables.load_dataset`].
         ValueError: columns are missing or ambiguous, or cells empty or malformed; names row and column.
@@ -89,7 +89,8 @@ def load_pair_table(text: str, local: Path, split: str | None) -> PairSet:
     for column, (table, title) in enumerate(zip(images, image_columns, strict=True)):
         for row, cell in enumerate(cell for chunk in table.iter(_CHUNK) for cell in chunk[title]):
             try:
-                content = _content(cell)
+                if not (content := image_file(cell)):
+                    raise ValueError("the cell is empty")
                 digest = hashlib.sha256(content.read_bytes() if isinstance(content, Path) else content).digest()
             except (OSError, ValueError) as error:
                 malformed.append(f"row {row}, column {title!r}: {error}")
@@ -105,16 +106,10 @@ def load_pair_table(text: str, local: Path, split: str | None) -> PairSet:
         text,
         PairImages(_Cells(images, np.array(places)), names),
         indices,
+        name=local.stem + (f":{split}" if split else ""),
         synthetic=any((place / PARAMETERS_FILE).is_file() for place in (local, local.parent)),
         **columns.fields(),
     )
-
-
-def _content(cell: dict | None) -> Path | bytes:
-    """The file that an undecoded image cell names or holds."""
-    if cell is None or not (cell["bytes"] or cell["path"]):
-        raise ValueError("the cell is empty")
-    return cell["bytes"] or Path(cell["path"])
 
 
 def _image_columns(name: str, dataset: Dataset) -> tuple[str, str]:

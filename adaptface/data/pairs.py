@@ -21,12 +21,13 @@ _DOMAINS = {"lfw": "general", "cfpfp": "pose", "cplfw": "pose", "agedb": "age", 
 
 
 def benchmark_domain(name: str) -> str | None:
-    """Domain that a whole benchmark is about, by its usual name (`cfp_fp`, `AgeDB-30`, `pairs_CALFW`); None of others.
+    """Domain that a whole benchmark is about, by its usual name (`cfp_fp`, `AgeDB-30`, `pairs_CALFW`, and as a split:
+    `faces:cfp_fp`); None of others.
 
     Source: the benchmarks' papers: LFW (Huang et al., 2007), CFP-FP (Sengupta et al., 2016), AgeDB (Moschoglou et al.,
     2017), CALFW (Zheng et al., 2017) and CPLFW (Zheng and Deng, 2018).
     """
-    key = re.sub(r"[^a-z0-9]", "", name.lower())
+    key = re.sub(r"[^a-z0-9]", "", name.lower().rpartition(":")[2])
     return _DOMAINS.get(key.removeprefix("pairs").removesuffix("pairs"))
 
 
@@ -63,7 +64,7 @@ class PairSet:
     """A verification benchmark: pair i compares `images[index_a[i]]` with `images[index_b[i]]`.
 
     Attributes:
-        name: file name without its suffix.
+        name: file name without its suffix, or the benchmark's own.
         images: distinct images, opened lazily; `images.where(i)` names one.
         index_a, index_b (`np.ndarray` of shape `(N,)`): int64 indices into `images`.
         same (`np.ndarray` of shape `(N,)`): True for genuine pairs.

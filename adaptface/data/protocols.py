@@ -33,7 +33,8 @@ def load_lfw(path: Path, folders: Sequence[Path]) -> PairSet:
         ValueError: a line is malformed, or there are more or fewer than the first one says; names the line.
     Source: Huang et al., Labeled Faces in the Wild, 2007; README of the data set.
     """
-    return _set_of_people(path, folders, *_lfw_pairs(path))
+    name = "lfw" if path.name == "pairs.txt" else path.stem  # as published; other sets use its form, too
+    return _set_of_people(path, folders, *_lfw_pairs(path), name=name)
 
 
 def is_rfw(path: Path) -> bool:

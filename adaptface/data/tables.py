@@ -82,7 +82,10 @@ def load_dataset(text: str, local: Path, split: str | None, cache_dir: str | Non
             folder = os.fspath(local.absolute())
             split = split or _default_split(datasets.get_dataset_split_names(folder))
             return datasets.load_dataset(folder, split=split, cache_dir=cache_dir)
-        saved = datasets.load_from_disk(os.fspath(local))
+        try:
+            saved = datasets.load_from_disk(os.fspath(local))
+        except IndexError as error:  # of a set without shards
+            raise ValueError("it was saved without any rows") from error
         if isinstance(saved, datasets.Dataset):
             return saved
         split = split or _default_split(list(saved))
@@ -122,9 +125,9 @@ def face_columns(name: str, dataset: "Dataset | IterableDataset") -> tuple[str, 
 
 
 def image_file(cell: dict[str, Any] | None) -> Path | bytes:
-    """What an undecoded cell of an image column holds: the bytes of a file, or the path to it."""
-    cell = cell or {"bytes": b""}
-    return Path(cell["path"]) if cell["bytes"] is None else cell["bytes"]
+    """What an undecoded cell of an image column holds: the bytes of a file (none of an empty cell), or its path."""
+    cell = cell or {}
+    return Path(cell["path"]) if cell.get("path") and not cell.get("bytes") else cell.get("bytes") or b""
 
 
 def column_cells(dataset: "Dataset", column: str) -> "ChunkedArray":

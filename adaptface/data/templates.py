@@ -93,6 +93,10 @@ class TemplateImages:
     def __getitem__(self, index: int) -> Image.Image:
         return align_image(self.folder / self.names[index], self.landmarks[index], self.where(index))
 
+    def encoded(self, index: int) -> bytes:
+        """All that a crop is made of: the photo's file and its landmarks."""
+        return (self.folder / self.names[index]).read_bytes() + self.landmarks[index].tobytes()
+
     def where(self, index: int) -> str:
         """Name of an image for messages: its path."""
         return str(self.folder / self.names[index])
