@@ -299,6 +299,10 @@ class AdaptFaceImageProcessor(BaseImageProcessor):
         ]
         return Image.fromarray(np.stack(channels, axis=2).round().clip(0, 255).astype(np.uint8))
 
+    def __call__(self, images: ImageLike | Sequence[ImageLike], landmarks: Any = None, **kwargs: Any) -> BatchFeature:
+        """See [`~AdaptFaceImageProcessor.preprocess`]; transformers 4 hands on no second argument by itself."""
+        return self.preprocess(images, landmarks, **kwargs)
+
     def preprocess(
         self,
         images: ImageLike | Sequence[ImageLike],

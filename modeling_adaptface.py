@@ -737,7 +737,7 @@ def _fetch_base_config(
         file = cached_file(backbone, "config.json", revision=revision, **hub)
         if file is None:
             raise OSError("there is no config.json")
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: transformers 4, a path that is not there
         at = f" at revision {revision}" if revision else ""
         raise OSError(
             f"the base {str(backbone)!r}{at} could not be loaded: {error}\nThe adapters need it: check the name, the "

@@ -40,6 +40,14 @@ def images(batch: int = 3, height: int = 56, width: int = 56, dtype: torch.dtype
 # ---------------------------------------------------------------------------------- the naive formula, written apart
 
 
+def attention_matrices(attention: Any) -> list[Any]:
+    """q, k, v and output of a block, by the names of transformers 5 or 4."""
+    if hasattr(attention, "q_proj"):
+        return [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+    inner = attention.attention
+    return [inner.query, inner.key, inner.value, attention.output.dense]
+
+
 def naive_features(model: AdaptFaceModel, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Features and mix, image by image, with W + s * sum_k w_k B_k A_k built as one dense matrix for each image."""
     base: Any = model.backbone
@@ -70,18 +78,16 @@ def naive_features(model: AdaptFaceModel, pixel_values: torch.Tensor) -> tuple[t
             adapters = dict(model.adapters[str(index)].items()) if str(index) in model.adapters else {}
             y = block.norm1(x)
             width = x.shape[1]
-            names = ("q_proj", "k_proj", "v_proj")
+            *inputs, out = attention_matrices(block.attention)
             q, k, v = (
-                y @ dense(getattr(block.attention, name).weight, adapters.get("qkv"), mix, i * width).T
-                + getattr(block.attention, name).bias
-                for i, name in enumerate(names)
+                y @ dense(matrix.weight, adapters.get("qkv"), mix, i * width).T + matrix.bias
+                for i, matrix in enumerate(inputs)
             )
             heads_out = []
             for h in range(heads):
                 part = slice(h * width // heads, (h + 1) * width // heads)
                 scores = q[:, part] @ k[:, part].T / (width // heads) ** 0.5
                 heads_out.append(scores.softmax(-1) @ v[:, part])
-            out = block.attention.o_proj
             y = torch.cat(heads_out, 1) @ dense(out.weight, adapters.get("proj"), mix).T + out.bias
             x = x + y * block.layer_scale1.lambda1
             y = block.norm2(x) @ dense(block.mlp.fc1.weight, adapters.get("fc1"), mix).T + block.mlp.fc1.bias
@@ -401,7 +407,7 @@ def test_saved_and_loaded_bit_for_bit_without_the_base(
     modes = {file.suffix: file.stat().st_mode for file in (tmp_path / "model").iterdir()}
     assert modes[".safetensors"] == modes[".json"]  # whoever may read the one may read the other
     assert not json.loads((tmp_path / "model" / "config.json").read_text())["backbone_config"].get("_name_or_path")
-    loaded, info = AdaptFaceModel.from_pretrained(tmp_path / "model", output_loading_info=True)
+    loaded, info = AdaptFaceModel.from_pretrained(tmp_path / "model", dtype="auto", output_loading_info=True)
     assert not any(info.values())
     assert loaded.dtype == loaded.backbone.dtype == dtype and not loaded.training
     with torch.no_grad():
