@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from adaptface.cache import FeatureCache
-from adaptface.data.base import problems
+from adaptface.data.base import missing_files
 from adaptface.embedders import Embedder, Preprocess
 from adaptface.files import sha256
 
@@ -381,7 +381,9 @@ class StoredEmbeddings:
             if first != digest:
                 raise ValueError(f"{self.path}: one row fits both {other} and {where}; name longer paths, or sha256")
         if missing:
-            raise ValueError(f"{self.path}: has no row for {len(missing)} of {len(images)} images{problems(missing)}")
+            raise ValueError(
+                f"{self.path}: has no row for {len(missing)} of {len(images)} images{missing_files(missing)}"
+            )
         return Embedded(self._embeddings[list(used)], np.array(rows, dtype=np.int64), 0)
 
     def _row_of_path(self, path: str) -> int | None:

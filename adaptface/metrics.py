@@ -146,6 +146,12 @@ def only_one_kind(same: np.ndarray) -> str | None:
     return f"all {len(same)} pairs are {'genuine' if genuine else 'impostor'} pairs; verification needs both kinds"
 
 
+def one_sided_folds(same: np.ndarray, folds: np.ndarray) -> list[str]:
+    """Say which folds hold genuine or impostor pairs only: of such a fold no rate means anything."""
+    sided = [fold for fold in np.unique(folds) if only_one_kind(np.asarray(same)[folds == fold])]
+    return [f"folds of one kind of pairs only: {', '.join(map(str, sided[:10]))}"] if sided else []
+
+
 def suspect_folds(same: np.ndarray, folds: np.ndarray) -> list[str]:
     """Say which folds are not half genuine: the sign of labels that are wrong or out of order.
 

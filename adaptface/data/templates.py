@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from adaptface.data.base import problems
+from adaptface.data.base import missing_files, problems
 from adaptface.data.images import align_image
 from adaptface.data.pairs import contradictions, oddities
 from adaptface.data.synthetic import PARAMETERS_FILE
@@ -182,7 +182,7 @@ def load_ijb(folder: str | Path) -> TemplateSet:
     names, numbers, media, landmarks, scores = _read_images(members, faces)
     present = set(os.listdir(crops))  # one listing is faster than half a million look-ups
     if missing := [str(crops / n) for n in names if n not in present and not (crops / n).is_file()]:
-        raise FileNotFoundError(f"{crops}: {len(missing)} of {len(names)} images are missing:{problems(missing)}")
+        raise FileNotFoundError(f"{crops}: {len(missing)} of {len(names)} images are missing:{missing_files(missing)}")
     templates, template = np.unique(numbers, return_inverse=True)
     index_a, index_b, same = _read_pairs(pairs, templates)
     galleries, probes = _read_searches(meta, name, templates)
