@@ -199,8 +199,6 @@ def load_benchmarks(options: argparse.Namespace) -> list[Benchmark]:
     for path, benchmark in zip(options.benchmark, benchmarks, strict=True):
         if not options.allow_suspect_labels:
             refuse_suspect(path, benchmark.suspect_labels())
-        if options.embeddings and isinstance(benchmark, TemplateSet):
-            raise ValueError(f"{path}: its templates weigh images by the norm of their features; --embeddings has none")
     names = [benchmark.name for benchmark in benchmarks if isinstance(benchmark, PairSet)]
     if options.write_thresholds and names.count(options.write_thresholds) != 1:
         raise ValueError(
@@ -229,7 +227,6 @@ def evaluate_all(
             if isinstance(benchmark, PairSet):
                 found = evaluate_pairs(embedder, benchmark, **common)
             else:
-                assert not isinstance(embedder, StoredEmbeddings)  # load_benchmarks refuses that
                 found = evaluate_templates(embedder, benchmark, **common)
             yield embedder, found.result, Scored(embedder.name, benchmark, found.similarities)
         del embedder

@@ -242,6 +242,15 @@ def test_cfp_cut_off(cfp: Path) -> None:
         load_pairs(cfp / "FP")
 
 
+def test_one_race_of_rfw(rfw: Path) -> None:
+    pairs = load_pairs(rfw / "txts" / "Asian" / "Asian_pairs.txt", rfw / "data" / "Asian")
+    assert pairs.name == "Asian_pairs" and len(pairs) == 40 and pairs.group is None
+    both = load_pairs(rfw)
+    assert both.group is not None
+    assert pairs.same.tolist() == both.same[both.group == "Asian"].tolist()
+    assert pairs.folds.tolist() == both.folds[both.group == "Asian"].tolist()
+
+
 def test_rfw_with_a_race_missing_or_a_line_cut_off(rfw: Path) -> None:
     lists = rfw / "txts" / "Asian"
     content = (lists / "Asian_pairs.txt").read_text().splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,6 +54,10 @@ class PairImages:
         """The image file as it is, not decoded."""
         item = self.items[index]
         return item.read_bytes() if isinstance(item, Path) else item
+
+    def digest(self, index: int) -> bytes:
+        """SHA-256 of the image file."""
+        return hashlib.sha256(self.encoded(index)).digest()
 
     def where(self, index: int) -> str:
         """Name of an image for messages: its path, or its place in the `.bin` file."""

@@ -18,14 +18,26 @@ _Image = tuple[str, int]  # the person's name and the image's number
 
 
 def is_lfw_list(path: Path) -> bool:
-    """Whether a `.txt` begins as LFW's lists do: with one or two numbers, of folds and of pairs."""
-    with path.open("rb") as file:
-        words = file.readline(100).removeprefix(codecs.BOM_UTF8).split()
+    """Whether a `.txt` begins as LFW's lists do, or as RFW's, which lack the first line: `name n1 n2`."""
+    words = _first_words(path)
+    return _counts_pairs(path) or (len(words) in (3, 4) and all(word.isdigit() for word in (words[1], words[-1])))
+
+
+def _counts_pairs(path: Path) -> bool:
+    """Whether the first line holds one or two numbers, of folds and of pairs."""
+    words = _first_words(path)
     return len(words) in (1, 2) and all(word.isdigit() for word in words)
+
+
+def _first_words(path: Path) -> list[bytes]:
+    with path.open("rb") as file:
+        return file.readline(1000).removeprefix(codecs.BOM_UTF8).split()
 
 
 def load_lfw(path: Path, folders: Sequence[Path]) -> PairSet:
     """LFW's `pairs.txt`: `folds  pairs`, then for each fold `name n1 n2` and as many `name1 n1 name2 n2`.
+
+    A list of RFW, of one race, has no first line, and ten equal folds.
 
     Images are `name/name_0001.jpg` (or another usual suffix) below one of `folders`.
 
@@ -35,7 +47,10 @@ def load_lfw(path: Path, folders: Sequence[Path]) -> PairSet:
     Source: Huang et al., Labeled Faces in the Wild, 2007; README of the data set.
     """
     name = "lfw" if path.name == "pairs.txt" else path.stem  # as published; other sets use its form, too
-    return _set_of_people(path, folders, *_lfw_pairs(path), name=name)
+    pairs, same, folds = _lfw_pairs(path)
+    if not _counts_pairs(path):
+        _require_whole(path, same, folds)
+    return _set_of_people(path, folders, pairs, same, folds, name=name)
 
 
 def is_rfw(path: Path) -> bool:
@@ -115,7 +130,7 @@ def _lfw_pairs(path: Path) -> tuple[list[tuple[_Image, _Image]], np.ndarray, np.
     while lines and not lines[-1].strip():
         lines.pop()
     words = [line.split("\t") if "\t" in line else line.split() for line in lines]
-    if counted := is_lfw_list(path):
+    if counted := _counts_pairs(path):
         same, folds = _lfw_counts(path, lines)
     else:
         same = np.array([len(line) == 3 for line in words])

@@ -13,6 +13,7 @@ Source: insightface, `recognition/arcface_torch/eval_ijbc.py` and `recognition/_
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -94,8 +95,12 @@ class TemplateImages:
         return align_image(self.folder / self.names[index], self.landmarks[index], self.where(index))
 
     def encoded(self, index: int) -> bytes:
-        """All that a crop is made of: the photo's file and its landmarks."""
-        return (self.folder / self.names[index]).read_bytes() + self.landmarks[index].tobytes()
+        """The photo's file as it is, not decoded."""
+        return (self.folder / self.names[index]).read_bytes()
+
+    def digest(self, index: int) -> bytes:
+        """SHA-256 of all that a crop is made of: the photo's file and its landmarks."""
+        return hashlib.sha256(self.encoded(index) + self.landmarks[index].tobytes()).digest()
 
     def where(self, index: int) -> str:
         """Name of an image for messages: its path."""
