@@ -81,19 +81,22 @@ def inspect(
     source: Annotated[str, typer.Argument(help="Image folder, .rec, list, parquet, Hub data set.")],
     metadata: Annotated[Path | None, typer.Option(help="CSV of an image folder: file[,identity][,domain].")] = None,
     split: Annotated[str, typer.Option(help="Split of a data set.")] = "train",
-    benchmark: Annotated[list[Path] | None, typer.Option(help="Pair list that must share no image.")] = None,
+    benchmark: Annotated[
+        list[str] | None, typer.Option(help="Benchmark, as for eval_benchmarks.py, that must share no image.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Image folder of benchmarks that do not hold theirs.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Also draw it: a .png, .pdf or .svg file.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that decode.", min=0)] = os.cpu_count() or 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Count images, identities, sizes and modes of training faces; find broken files, duplicates and overlaps."""
-    from adaptface.data.benchmarks import load_pairs
+    from adaptface.data.benchmarks import load_benchmark
     from adaptface.data.inspection import as_text, draw, inspect_faces
     from adaptface.data.sources import open_source
 
     try:
         faces = open_source(source, metadata=metadata, split=split, domains=None)
-        benchmarks = {path.name: load_pairs(path).images for path in benchmark or ()}
+        benchmarks = {Path(name).name: load_benchmark(name, images).images for name in benchmark or ()}
         report = inspect_faces(faces, benchmarks, workers, progress=not as_json)
         if picture is not None:
             draw(report, faces, picture)

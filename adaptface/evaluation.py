@@ -84,7 +84,7 @@ def evaluate_pairs(
         embedder: what turns images into features, or embeddings that were made elsewhere.
         pair_set: from `load_pairs`.
         flip: add the features of the mirror image.
-        strict: stop where labels look wrong: folds that are not half genuine, contradicting labels, an AUC below 0.5.
+        strict: stop where labels look wrong, see [`~data.pairs.PairSet.suspect_labels`], or the AUC is below 0.5.
             False puts a line into `warnings` instead; for the untrained model of a training run.
         options: batch size, workers, progress, processes, cache; see [`~embedding.embed_distinct`].
     Raises:
