@@ -450,12 +450,15 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
 
         Raises:
             ValueError: the base is pinned by no digest, as a random one is: what is saved could not be loaded again.
+                With `push_to_hub=True` also what [`~AdaptFaceModel.push_to_hub`] refuses.
         """
         if self.config.adaptation != "full" and self.config.backbone_sha256 is None:
             raise ValueError(
                 "this model's base is random or unknown (config.backbone_sha256 is None), and is not saved; adapters "
                 "are worth nothing without it: build the model with AdaptFaceModel.from_backbone"
             )
+        if kwargs.get("push_to_hub"):
+            self._require_publishable()
         state = kwargs.pop("state_dict", None)
         state = self.state_dict() if state is None else state
         if self.config.adaptation != "full":
@@ -463,6 +466,31 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
         super().save_pretrained(save_directory, state_dict=state, **kwargs)
         for file in Path(save_directory).glob("*.safetensors"):  # safetensors makes them private to their owner
             shutil.copymode(Path(save_directory) / "config.json", file)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Uploads what `save_pretrained` writes, in one commit; never a weight of the base.
+
+        Takes the arguments of `PreTrainedModel.push_to_hub`.
+
+        Raises:
+            ValueError: the weights are those of a whole base (`adaptation="full"`), or the base is a folder of this
+                machine, so that nobody else could load the model.
+        """
+        self._require_publishable()
+        return super().push_to_hub(*args, **kwargs)
+
+    def _require_publishable(self) -> None:
+        name = self.config.backbone
+        if self.config.adaptation == "full":
+            raise ValueError(
+                f"adaptation='full': this would publish every weight of {name}, changed; if its licence permits that, "
+                "use save_pretrained and upload the folder, or `adaptface release RUN --allow_full --push`"
+            )
+        if os.path.isabs(name) or os.path.isdir(name):
+            raise ValueError(
+                f"the base is the folder {name} of this machine, so that nobody else could load the model; set "
+                "config.backbone and config.backbone_revision to its Hub id and commit"
+            )
 
     # --------------------------------------------------------------------------------------------------- computing
 
