@@ -343,7 +343,7 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
             raise TypeError(f"from_backbone: {', '.join(unknown)}: no field of {cls.config_class.__name__}")
         hub = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
         base_config, commit = _fetch_base_config(backbone, revision, hub)
-        digest = weights_sha256(backbone, commit or revision, hub)
+        digest = _base_sha256(backbone, commit or revision, hub)
         config = cls.config_class(
             backbone=Path(backbone).as_posix() if isinstance(backbone, os.PathLike) else backbone,
             backbone_revision=commit,
@@ -382,6 +382,13 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
             )
         except SafetensorError as error:
             raise ValueError(f"{source}: {_DAMAGED} ({error})") from error
+        except OSError as error:
+            if error.errno is None:  # transformers' own words
+                raise
+            raise OSError(
+                f"{source}: its files could not be stored or read: {error}. Check the space on the disk and the rights "
+                "to the cache, then load it again"
+            ) from error
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if info.get(kind):
                 raise ValueError(
@@ -409,7 +416,7 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
             details = ", ".join(f"{k} {getattr(base_config, k)!r} instead of {getattr(wanted, k)!r}" for k in differing)
             raise ValueError(f"base {name!r} is not the one this model was made for: {details}")
         if not verified:
-            digest = weights_sha256(name, revision, hub)
+            digest = _base_sha256(name, revision, hub)
             if digest != config.backbone_sha256:
                 raise ValueError(
                     f"base {name!r} (revision {revision}) has other weights than this model was trained on: SHA-256 "
@@ -766,11 +773,7 @@ def _fetch_base_config(
         if file is None:
             raise OSError("there is no config.json")
     except (OSError, ValueError) as error:  # ValueError: transformers 4, a path that is not there
-        at = f" at revision {revision}" if revision else ""
-        raise OSError(
-            f"the base {str(backbone)!r}{at} could not be loaded: {error}\nThe adapters need it: check the name, the "
-            "network or the cache, or set config.backbone to a local copy."
-        ) from error
+        raise _no_base(backbone, revision, error) from error
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
         kind = content.get("model_type")
@@ -784,6 +787,22 @@ def _fetch_base_config(
             "one whose config.json says model_type 'dinov2'"
         )
     return Dinov2Config(**{k: v for k, v in content.items() if k != "model_type"}), extract_commit_hash(file, None)
+
+
+def _base_sha256(backbone: str | os.PathLike, revision: str | None, hub: dict[str, Any]) -> str:
+    """SHA-256 of a base's weights, which are fetched for it."""
+    try:
+        return weights_sha256(backbone, revision, hub)
+    except OSError as error:
+        raise _no_base(backbone, revision, error) from error
+
+
+def _no_base(backbone: str | os.PathLike, revision: str | None, error: Exception) -> OSError:
+    at = f" at revision {revision}" if revision else ""
+    return OSError(
+        f"the base {str(backbone)!r}{at} could not be loaded: {error}\nThe adapters need it: check the name, the "
+        "network, the space on the disk or the cache, or set config.backbone to a local copy."
+    )
 
 
 def weights_sha256(model: str | os.PathLike, revision: str | None, hub: dict[str, Any]) -> str:

@@ -15,12 +15,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
+from adaptface.card import is_local
 from adaptface.checkpoint import RELEASE_FILES
 from adaptface.release import ReleaseError, check_release
 from configuration_adaptface import AdaptFaceConfig
@@ -80,15 +81,29 @@ def push_release(
         [`Pushed`].
     Raises:
         ReleaseError: the folder is no release.
-        PushError: there is no token, the token may not do it, the repository or the version is taken, someone else
-            pushed at the same time, the Hub or the network failed, or the Hub holds other content than was sent.
+        PushError: there is no token, the token may not do it, the base is not where the release says, the repository
+            or the version is taken, someone else pushed at the same time, the Hub or the network failed, or the Hub
+            holds other content than was sent.
     """
     check_release(folder, allow_full=allow_full)
     tag = tag_of(version)
     local = {path.relative_to(folder).as_posix(): _fingerprint(path) for path in folder.rglob("*") if path.is_file()}
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    base = None if config.get("adaptation") == "full" else config["backbone"]
+    if base and is_local(base):
+        raise PushError(
+            f"{repo_id}: the base is the folder {base} of this machine, so that nobody could load the release; stage "
+            "it with --repo_id, which says what to do. Nothing was pushed."
+        )
     push = _Push(folder, repo_id, require_token(repo_id, token))
     push.require_owner()
+    base_is_private = push.require_base(base, config) if base else False
     is_private = push.require_repository(private)
+    if base_is_private and not is_private:
+        raise PushError(
+            f"{repo_id}: the base {base} is private and this repository is public, so that nobody could load the "
+            f"release; make it private, or the base public. {push.state}"
+        )
     head, tagged = push.look_up(tag)
     remote = push.list_files(head)
     push.require_release(head, remote, local)
@@ -179,6 +194,20 @@ class _Push:
                 f"{self.repo_id}: the name belongs to {self.owner}, and the token is of {who['name']}, who may write "
                 f"only below {', '.join(names)}; take a --repo_id there, or a token of {self.owner}. {self.state}"
             )
+
+    def require_base(self, base: str, config: Mapping[str, Any]) -> bool:
+        """Refuses a release whose base is not on the Hub, as a cache may hide here; returns whether it is private."""
+        revision, digest = config.get("backbone_revision"), config.get("backbone_sha256")
+        with self.step(f"looking for the base {base} at revision {revision}"):
+            is_private = bool(self.api.model_info(base, revision=revision).private)
+            found = self.api.get_paths_info(base, "model.safetensors", revision=revision)  # [] where it is sharded
+        for file in found:
+            if isinstance(file, RepoFile) and file.lfs and file.lfs.sha256 != digest:
+                raise PushError(
+                    f"{self.repo_id}: the base {base} at revision {revision} has other weights than the release was "
+                    f"made for: SHA-256 {file.lfs.sha256} instead of {digest}. {self.state}"
+                )
+        return is_private
 
     def require_repository(self, private: bool | None) -> bool:
         """Creates the repository where there is none; returns whether it is private."""
@@ -311,6 +340,7 @@ def _explain(error: BaseException, owner: str) -> tuple[str, str]:
     remedies = {
         401: "The token is not valid: run `hf auth login`, or set HF_TOKEN",
         403: f"The token may not do this: take one with write access to {owner}",
+        404: "Check that it is there and that the token may see it",
         412: "Someone else pushed meanwhile: look at that commit, then run the same command again",
         429: f"Wait {response.headers.get('Retry-After') or 'some'} seconds, then run the same command again",
     }

@@ -23,6 +23,7 @@ Things that go wrong are ordered beforehand, and each order counts in `seen` how
     hub.fail("POST", "/commit/", status=429, headers={"Retry-After": "7"}, times=2)  # answered so, twice
     hub.drop("PUT", "/lfs/", after_bytes=1000)  # reads (or, of a GET, sends) so much, then hangs up
     hub.corrupt("PUT", "/lfs/")                 # one byte of the file arrives changed
+    hub.lose("POST", "/commit/")                # it is done, and nobody is told
     hub.meanwhile("POST", "/commit/", action)   # something happens before this request is served
 """
 
@@ -34,12 +35,14 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".onnx", ".png", ".pt")
@@ -65,6 +68,7 @@ class Fault:
     headers: Mapping[str, str] = field(default_factory=dict)
     after_bytes: int | None = None
     corrupt: bool = False
+    lost: bool = False
     action: Callable[[], object] | None = None
     seen: int = 0
 
@@ -200,6 +204,10 @@ class HubServer:
         """Change the last byte of the file on its way."""
         return self._order(Fault(method, pattern, times, corrupt=True))
 
+    def lose(self, method: str, pattern: str, *, times: int = 1) -> Fault:
+        """Serve a request, and hang up instead of answering."""
+        return self._order(Fault(method, pattern, times, lost=True))
+
     def meanwhile(self, method: str, pattern: str, action: Callable[[], object], *, times: int = 1) -> Fault:
         """Do something after a request has arrived and before it is served."""
         return self._order(Fault(method, pattern, times, action=action))
@@ -260,6 +268,30 @@ def _tree_entry(path: str, data: bytes) -> dict[str, object]:
     return entry
 
 
+def visit(hub: HubServer, tmp: Path, images: Path, loads: list[dict], *, offline: bool = False) -> dict[str, Any]:
+    """What one stranger's process (`hub_client.py`) saw, by name of the load. Any Python warning is an error to it."""
+    job = {
+        "clean_load": str(Path(__file__).parents[1] / "adaptface" / "clean_load.py"),
+        "images": str(images),
+        "answer": str(tmp / "answer.json"),
+        "loads": loads,
+    }
+    env = hub.client_env(tmp / "hf_home", offline=offline)
+    env.pop("PYTHONPATH", None)
+    process = subprocess.run(
+        [sys.executable, "-P", "-W", "error", str(Path(__file__).with_name("hub_client.py"))],
+        input=json.dumps(job), cwd=tmp, env=env, capture_output=True, text=True, encoding="utf-8",
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    answer = json.loads((tmp / "answer.json").read_text(encoding="utf-8"))
+    imports, *sections = process.stderr.split("== ")
+    assert imports == ""
+    for section in sections:
+        name, _, answer_text = section.partition("\n")
+        answer[name]["stderr"] = answer_text
+    return answer
+
+
 Match = Mapping[str, str]
 ROUTES: list[tuple[str, re.Pattern[str], Callable[[_Handler, Match], None]]] = []
 
@@ -276,6 +308,7 @@ def route(method: str, pattern: str) -> Callable[[Callable], Callable]:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes; without this each answer takes 40 ms
 
     @property
     def hub(self) -> HubServer:
@@ -336,6 +369,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self, body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         fault = self.fault
+        if fault and fault.lost:
+            return self.hang_up(fault)
         if fault and fault.corrupt and self.command == "GET":
             body = _altered(body)
         self.send_response(status)
