@@ -479,7 +479,7 @@ def test_a_disk_without_space_is_named(saved: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", fill)
-    with pytest.raises(OSError, match=r"saved: its files could not be stored.*No space left.*Check the space"):
+    with pytest.raises(OSError, match=r"model: its files could not be stored.*No space left.*Check the space"):
         AdaptFaceModel.from_pretrained(saved)
 
 
