@@ -55,7 +55,7 @@ def quickstart() -> None:
         "--benchmark", f"{RUN}/synthetic/dev_pairs.csv", "--write_thresholds", "dev_pairs",
         "--output_dir", f"{RUN}/results",
     )  # fmt: skip
-    run("-m", "adaptface.release", RUN)
+    run("-m", "adaptface.cli", "release", RUN)
 
 
 def check() -> None:

@@ -343,7 +343,7 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
             raise TypeError(f"from_backbone: {', '.join(unknown)}: no field of {cls.config_class.__name__}")
         hub = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
         base_config, commit = _fetch_base_config(backbone, revision, hub)
-        digest = weights_sha256(backbone, commit or revision, hub)
+        digest = _base_sha256(backbone, commit or revision, hub)
         config = cls.config_class(
             backbone=Path(backbone).as_posix() if isinstance(backbone, os.PathLike) else backbone,
             backbone_revision=commit,
@@ -382,6 +382,13 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
             )
         except SafetensorError as error:
             raise ValueError(f"{source}: {_DAMAGED} ({error})") from error
+        except OSError as error:
+            if error.errno is None:  # transformers' own words
+                raise
+            raise OSError(
+                f"{source}: its files could not be stored or read: {error}. Check the space on the disk and the rights "
+                "to the cache, then load it again"
+            ) from error
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if info.get(kind):
                 raise ValueError(
@@ -409,7 +416,7 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
             details = ", ".join(f"{k} {getattr(base_config, k)!r} instead of {getattr(wanted, k)!r}" for k in differing)
             raise ValueError(f"base {name!r} is not the one this model was made for: {details}")
         if not verified:
-            digest = weights_sha256(name, revision, hub)
+            digest = _base_sha256(name, revision, hub)
             if digest != config.backbone_sha256:
                 raise ValueError(
                     f"base {name!r} (revision {revision}) has other weights than this model was trained on: SHA-256 "
@@ -450,12 +457,15 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
 
         Raises:
             ValueError: the base is pinned by no digest, as a random one is: what is saved could not be loaded again.
+                With `push_to_hub=True` also what [`~AdaptFaceModel.push_to_hub`] refuses.
         """
         if self.config.adaptation != "full" and self.config.backbone_sha256 is None:
             raise ValueError(
                 "this model's base is random or unknown (config.backbone_sha256 is None), and is not saved; adapters "
                 "are worth nothing without it: build the model with AdaptFaceModel.from_backbone"
             )
+        if kwargs.get("push_to_hub"):
+            self._require_publishable()
         state = kwargs.pop("state_dict", None)
         state = self.state_dict() if state is None else state
         if self.config.adaptation != "full":
@@ -463,6 +473,31 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
         super().save_pretrained(save_directory, state_dict=state, **kwargs)
         for file in Path(save_directory).glob("*.safetensors"):  # safetensors makes them private to their owner
             shutil.copymode(Path(save_directory) / "config.json", file)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Uploads what `save_pretrained` writes, in one commit; never a weight of the base.
+
+        Takes the arguments of `PreTrainedModel.push_to_hub`.
+
+        Raises:
+            ValueError: the weights are those of a whole base (`adaptation="full"`), or the base is a folder of this
+                machine, so that nobody else could load the model.
+        """
+        self._require_publishable()
+        return super().push_to_hub(*args, **kwargs)
+
+    def _require_publishable(self) -> None:
+        name = self.config.backbone
+        if self.config.adaptation == "full":
+            raise ValueError(
+                f"adaptation='full': this would publish every weight of {name}, changed; if its licence permits that, "
+                "use save_pretrained and upload the folder, or `adaptface release RUN --allow_full --push`"
+            )
+        if os.path.isabs(name) or os.path.isdir(name):
+            raise ValueError(
+                f"the base is the folder {name} of this machine, so that nobody else could load the model; set "
+                "config.backbone and config.backbone_revision to its Hub id and commit"
+            )
 
     # --------------------------------------------------------------------------------------------------- computing
 
@@ -738,11 +773,7 @@ def _fetch_base_config(
         if file is None:
             raise OSError("there is no config.json")
     except (OSError, ValueError) as error:  # ValueError: transformers 4, a path that is not there
-        at = f" at revision {revision}" if revision else ""
-        raise OSError(
-            f"the base {str(backbone)!r}{at} could not be loaded: {error}\nThe adapters need it: check the name, the "
-            "network or the cache, or set config.backbone to a local copy."
-        ) from error
+        raise _no_base(backbone, revision, error) from error
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
         kind = content.get("model_type")
@@ -756,6 +787,22 @@ def _fetch_base_config(
             "one whose config.json says model_type 'dinov2'"
         )
     return Dinov2Config(**{k: v for k, v in content.items() if k != "model_type"}), extract_commit_hash(file, None)
+
+
+def _base_sha256(backbone: str | os.PathLike, revision: str | None, hub: dict[str, Any]) -> str:
+    """SHA-256 of a base's weights, which are fetched for it."""
+    try:
+        return weights_sha256(backbone, revision, hub)
+    except OSError as error:
+        raise _no_base(backbone, revision, error) from error
+
+
+def _no_base(backbone: str | os.PathLike, revision: str | None, error: Exception) -> OSError:
+    at = f" at revision {revision}" if revision else ""
+    return OSError(
+        f"the base {str(backbone)!r}{at} could not be loaded: {error}\nThe adapters need it: check the name, the "
+        "network, the space on the disk or the cache, or set config.backbone to a local copy."
+    )
 
 
 def weights_sha256(model: str | os.PathLike, revision: str | None, hub: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from dataclasses import asdict
 from enum import StrEnum
@@ -10,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from adaptface import __version__
 from adaptface.report import printable_output
 
 app = typer.Typer(help="AdaptFace: domain-aware LoRA face embeddings on a frozen DINOv2.", no_args_is_help=True)
@@ -157,6 +159,79 @@ def domains(
         typer.echo(f"adaptface domains: {error}", err=True)
         raise typer.Exit(1) from error
     typer.echo(json.dumps(report, indent=2) if as_json else as_text(report))
+
+
+@app.command()
+def release(
+    run: Annotated[Path, typer.Argument(help="Run folder: best/ or last/, settings.yaml, results/results.json.")],
+    repo_id: Annotated[
+        str | None, typer.Option("--repo_id", help="Hub repository, user/name. Default: a local folder.")
+    ] = None,
+    push: Annotated[bool, typer.Option("--push", help="Push the release to --repo_id, and tag its version.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    version: Annotated[str, typer.Option(help="Version of the release; its tag is v and this.")] = __version__,
+    out: Annotated[Path | None, typer.Option(help="Release folder. Default: release/ of the run.")] = None,
+    license_id: Annotated[
+        str | None, typer.Option("--license", help="Hub licence id of the weights, e.g. apache-2.0.")
+    ] = None,
+    allow_full: Annotated[bool, typer.Option("--allow_full", help="Publish a fully fine-tuned base as well.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Stage a run as a release folder, load it in a clean process, and push it if asked to.
+
+    The folder holds adapters, configuration, processor, code and card; no weight of a frozen base, no path, no image.
+    """
+    from adaptface.card import is_local
+    from adaptface.hub import push_release, require_token, tag_of
+    from adaptface.release import ReleaseError, model_folder, stage_release
+
+    folder, results, settings = out or run / "release", run / "results" / "results.json", run / "settings.yaml"
+    pushed = None
+    try:
+        tag_of(version)
+        if push:
+            if repo_id is None:
+                raise ValueError("--push needs --repo_id user/name")
+            require_token(repo_id)
+        model_dir = model_folder(run)
+        difference = stage_release(
+            model_dir,
+            results if results.is_file() else None,
+            folder,
+            settings=settings if settings.is_file() else None,
+            repo_id=repo_id,
+            license_id=license_id,
+            allow_full=allow_full,
+        )
+        if push and repo_id is not None:
+            pushed = push_release(
+                folder, repo_id, version=version, private=True if private else None, allow_full=allow_full
+            )
+    except (ReleaseError, OSError, ValueError) as error:
+        typer.echo(f"adaptface release: {error}", err=True)
+        raise typer.Exit(1) from error
+    size = (folder / "model.safetensors").stat().st_size
+    if as_json:
+        staged = {"folder": str(folder), "weights_bytes": size, "largest_difference": difference}
+        typer.echo(json.dumps({**staged, "pushed": asdict(pushed) if pushed else None}, indent=2))
+        return
+    if not results.is_file():
+        typer.echo(f"No {results}: the card says 'not measured'.")
+    typer.echo(f"{folder}: model.safetensors has {size / 1e6:.2f} MB; loaded in a clean process, its embeddings differ")
+    typer.echo(f"from those of {model_dir} by at most {difference:.1e}.")
+    if pushed:
+        done = "now holds it" if pushed.changed else "held exactly this already, nothing was sent"
+        typer.echo(f"{pushed.url} ({'private' if pushed.private else 'public'}) {done}: {pushed.tag}, {pushed.commit}")
+        return
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if is_local(config["backbone"]) and config["adaptation"] != "full":
+        typer.echo("Not pushed, and not to be: its base is a folder of this machine, without which nobody can load it.")
+        return
+    command = ["adaptface", "release", str(run), "--repo_id", repo_id or "USER/NAME", "--push"]
+    command += ["--private"] * private + ["--allow_full"] * allow_full
+    given = {"--version": version if version != __version__ else None, "--out": out, "--license": license_id}
+    command += [word for name, value in given.items() if value is not None for word in (name, str(value))]
+    typer.echo(f"Not pushed. To push it: {shlex.join(command)}")
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Stage a trained run as a release folder, and load it again the way its users will.
 
-    python -m adaptface.release runs/NAME [--repo_id USER/NAME] [--out DIR] [--license ID] [--allow_full]
+    adaptface release runs/NAME [--repo_id USER/NAME] [--push]
 
 A release holds the adapters, the configuration, the processor and the code that loads them: no base weight, no
 identity head, no training image, and no path of this machine but that of a local base. It becomes visible under its
@@ -10,7 +10,6 @@ the embeddings of the run.
 
 from __future__ import annotations
 
-import argparse
 import json
 import keyword
 import os
@@ -20,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -33,7 +32,6 @@ from safetensors import safe_open
 
 from adaptface.card import TEMPLATE, build_card, is_local, is_of
 from adaptface.checkpoint import RELEASE_FILES, strangers_in_release
-from adaptface.report import printable_output
 from image_processing_adaptface import AdaptFaceImageProcessor
 from modeling_adaptface import AdaptFaceModel, weights_sha256
 
@@ -374,7 +372,7 @@ def _requirements() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _model_folder(run: Path) -> Path:
+def model_folder(run: Path) -> Path:
     """The model of a run: best/, or last/ where no development set chose one."""
     for folder in (run / "best", run / "last"):
         if folder.is_dir():
@@ -386,46 +384,3 @@ def _model_folder(run: Path) -> Path:
     raise FileNotFoundError(
         f"{run} holds neither best/ nor last/; give the folder of a run that has saved a model, or let it finish"
     )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: stage and verify the release of a run folder."""
-    parser = argparse.ArgumentParser(prog="adaptface.release", description="Stage and verify the release of a run.")
-    parser.add_argument("run_folder", type=Path, help="run folder: best/, settings.yaml, results/results.json")
-    parser.add_argument("--out", type=Path, help="release folder (default: RUN_FOLDER/release)")
-    parser.add_argument(
-        "--repo_id", help="Hub repository it will be, user/name, for the card (default: a local folder)"
-    )
-    parser.add_argument("--license", dest="license_id", help="Hub licence id of the weights, e.g. apache-2.0")
-    parser.add_argument("--allow_full", action="store_true", help="publish a fully fine-tuned base as well")
-    args = parser.parse_args(argv)
-    run: Path = args.run_folder
-    out: Path = args.out or run / "release"
-    results, settings = run / "results" / "results.json", run / "settings.yaml"
-    try:
-        model_dir = _model_folder(run)
-        difference = stage_release(
-            model_dir,
-            results if results.is_file() else None,
-            out,
-            settings=settings if settings.is_file() else None,
-            repo_id=args.repo_id,
-            license_id=args.license_id,
-            allow_full=args.allow_full,
-        )
-    except (ReleaseError, OSError, ValueError) as error:
-        print(f"adaptface.release: {error}", file=sys.stderr)
-        return 1
-    if not results.is_file():
-        print(f"No {results}: the card says 'not measured'.")
-    if not args.repo_id:
-        print("No --repo_id user/name: the card speaks of a local folder; name the repository before you upload it.")
-    size = (out / "model.safetensors").stat().st_size
-    print(f"{out}: model.safetensors has {size / 1e6:.2f} MB; loaded in a clean process, its embeddings differ from")
-    print(f"those of {model_dir} by at most {difference:.1e}.")
-    return 0
-
-
-if __name__ == "__main__":
-    printable_output()
-    sys.exit(main())

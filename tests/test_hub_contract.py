@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 
 from image_processing_adaptface import AdaptFaceImageProcessor
 from tests.conftest import build_tiny_model
-from tests.hub_server import HubServer
+from tests.hub_server import HubServer, visit
 
 BASE, FACES = "user/tiny-dinov2", "user/faces"
 TENSOR = "adapters.1.qkv.lora_B"
@@ -105,30 +103,6 @@ def _write_faults(hub: HubServer, folder: Path, base: Path, other_base: str, out
     return faults
 
 
-def _visit(hub: HubServer, tmp: Path, images: Path, loads: list[dict], offline: bool) -> dict[str, Any]:
-    """What one stranger's process saw, by name of the load. Any Python warning is an error to it."""
-    job = {
-        "clean_load": str(Path(__file__).parents[1] / "adaptface" / "clean_load.py"),
-        "images": str(images),
-        "answer": str(tmp / "answer.json"),
-        "loads": loads,
-    }
-    env = hub.client_env(tmp / "hf_home", offline=offline)
-    env.pop("PYTHONPATH", None)
-    process = subprocess.run(
-        [sys.executable, "-P", "-W", "error", str(Path(__file__).with_name("hub_client.py"))],
-        input=json.dumps(job), cwd=tmp, env=env, capture_output=True, text=True, encoding="utf-8",
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
-    answer = json.loads((tmp / "answer.json").read_text(encoding="utf-8"))
-    imports, *sections = process.stderr.split("== ")
-    assert imports == ""
-    for section in sections:
-        name, _, answer_text = section.partition("\n")
-        answer[name]["stderr"] = answer_text
-    return answer
-
-
 @pytest.fixture(scope="module")
 def world(tiny_backbone_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     tmp = tmp_path_factory.mktemp("hub")
@@ -169,9 +143,9 @@ def world(tiny_backbone_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         loads += [{"name": f"fault: {name}", "source": str(path)} for name, path in faults.items()]
         loads += [{"name": "fault: no such repository", "source": "user/nobody"}]
         loads += [{"name": "fault: no such revision", "source": FACES, "revision": "v9"}]
-        online = _visit(hub, tmp, tmp / "images.npy", loads, offline=False)
+        online = visit(hub, tmp, tmp / "images.npy", loads, offline=False)
         before = len(hub.requests)
-        offline = _visit(hub, tmp, tmp / "images.npy", named, offline=True)
+        offline = visit(hub, tmp, tmp / "images.npy", named, offline=True)
         yield World(hub, folder, tmp / "resaved", expected, expected_first, online, offline, hub.requests[before:])
 
 

@@ -19,16 +19,21 @@ from safetensors.numpy import load_file, save_file
 
 from adaptface import release
 from adaptface.checkpoint import RELEASE_FILES
+from adaptface.cli import app
 from adaptface.release import (
     ReleaseError,
     check_release,
-    main,
     stage_release,
     verify_release,
     without_folders,
 )
 from image_processing_adaptface import AdaptFaceImageProcessor
 from modeling_adaptface import AdaptFaceModel
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code of `adaptface release`."""
+    return app(["release", *arguments], standalone_mode=False) or 0
 
 
 def _save_run(run: Path, base: Path, **config: object) -> AdaptFaceModel:
@@ -245,6 +250,36 @@ class TestStaging:
         AdaptFaceImageProcessor(size=112).save_pretrained(model)
         with pytest.raises(ReleaseError, match="images of 112 px, the model was trained on 56 px"):
             stage_release(model, None, tmp_path / "out")
+
+    def test_what_cannot_be_pushed_is_refused_before_anything_is_done(
+        self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr("adaptface.hub.get_token", lambda: None)
+        words = [str(run), "--out", str(tmp_path / "out"), "--push"]
+        for more, said in {
+            (): "--push needs --repo_id user/name",
+            ("--repo_id", "user/faces"): "there is no token to push with; run `hf auth login`",
+            ("--repo_id", "user/faces", "--version", "1/2"): "version '1/2' makes no tag",
+        }.items():
+            assert main([*words, *more]) == 1
+            assert said in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+        monkeypatch.setattr("adaptface.hub.get_token", lambda: "a token")
+        assert main([*words, "--repo_id", "user/faces"]) == 1  # its base is local
+        assert "nobody could load user/faces" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+    def test_without_push_the_command_that_pushes_is_named(
+        self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main([str(run), "--out", str(tmp_path / "out")]) == 0
+        assert "Not pushed, and not to be: its base is a folder of this machine" in capsys.readouterr().out
+        _save_run(tmp_path, Path(json.loads((run / "best" / "config.json").read_text())["backbone"]), adaptation="full")
+        words = [str(tmp_path), "--repo_id", "user/faces", "--allow_full", "--version", "2"]
+        assert main(words) == 0
+        command = f"adaptface release {tmp_path} --repo_id user/faces --push --allow_full --version 2\n"
+        assert capsys.readouterr().out.endswith(f"Not pushed. To push it: {command}")
+        assert main([*words, "--json"]) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said["pushed"] is None and said["weights_bytes"] > 0 and said["folder"] == str(tmp_path / "release")
 
     def test_a_full_fine_tuning_is_refused_unless_asked_for(
         self, tiny_backbone_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
