@@ -234,6 +234,70 @@ def release(
     typer.echo(f"Not pushed. To push it: {shlex.join(command)}")
 
 
+class Form(StrEnum):
+    """What a model can be exported to."""
+
+    backbone = "backbone"
+    peft = "peft"
+
+
+class Dtype(StrEnum):
+    """Precision of exported weights; `auto` loses nothing."""
+
+    auto = "auto"
+    bfloat16 = "bfloat16"
+    float32 = "float32"
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Model folder or Hub id.")],
+    out: Annotated[Path, typer.Argument(help="New or empty folder; not that of a release, but PEFT's in its peft/.")],
+    to: Annotated[Form, typer.Option(help="A plain Dinov2Model with the adapters merged in, or an adapter of PEFT.")],
+    domain_mix: Annotated[
+        str | None,
+        typer.Option("--domain_mix", help="Fixed mix of the experts: general=0.5,pose=0.5 or pose. Default: uniform."),
+    ] = None,
+    base_license: Annotated[
+        str | None,
+        typer.Option("--base_license", help="Backbone: the base's licence, which must allow changed copies."),
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Precision of the weights.")] = Dtype.auto,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
+) -> None:
+    """Write a model in a form that needs no code of ours. It gives the CLS token before the projection.
+
+    `backbone` holds the base's weights, so it asks for the base's licence; `peft` holds adapters only.
+    """
+    import torch
+
+    from adaptface.embedders import check_model
+    from adaptface.export import base_name, export_backbone, export_peft, parse_mix
+    from modeling_adaptface import AdaptFaceModel
+
+    try:
+        check_model(model, revision)
+        loaded = AdaptFaceModel.from_pretrained(model, revision=revision, dtype=torch.float32)  # merged exactly
+        mix = None if domain_mix is None else parse_mix(domain_mix, loaded.config.domains)
+        precision = None if dtype == "auto" else getattr(torch, dtype)
+        typer.echo(f"base: {base_name(loaded)}")
+        if to == "peft":
+            export_peft(loaded, out, mix, precision)
+        elif base_license is None:
+            raise ValueError(
+                f"a backbone holds the weights of {base_name(loaded)}: read its licence, and if it allows to pass on "
+                "changed copies give it by --base_license ID, such as apache-2.0; --to peft holds none of them"
+            )
+        else:
+            export_backbone(loaded, out, base_license=base_license, domain_mix=mix, dtype=precision)
+    except (OSError, ValueError) as error:
+        typer.echo(f"adaptface export: {error}", err=True)
+        raise typer.Exit(1) from error
+    for file in sorted(out.rglob("*")):
+        if file.is_file():
+            typer.echo(f"{file}: {file.stat().st_size:,} bytes")
+
+
 def main() -> None:
     """Entry point of the `adaptface` command."""
     printable_output()

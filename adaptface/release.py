@@ -21,7 +21,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from safetensors import safe_open
 
 from adaptface.card import TEMPLATE, build_card, is_local, is_of
 from adaptface.checkpoint import RELEASE_FILES, strangers_in_release
+from adaptface.files import without_folders
 from image_processing_adaptface import AdaptFaceImageProcessor
 from modeling_adaptface import AdaptFaceModel, weights_sha256
 
@@ -232,21 +233,6 @@ def _load_in_clean_process(
         raise ReleaseError(f"{folder} does not load in a clean process (exit code {process.returncode}):\n{reason}")
     with np.load(scratch / "embeddings.npz") as arrays:
         return json.loads(process.stdout.splitlines()[-1]), dict(arrays)
-
-
-def without_folders(content: Any) -> Any:
-    """JSON content with each absolute path, of any system, cut to its last part: folders tell who worked where."""
-    if isinstance(content, dict):
-        return {key: without_folders(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [without_folders(value) for value in content]
-    if not isinstance(content, str):
-        return content
-    option, equals, path = content.partition("=") if content.startswith("-") else ("", "", content)  # --model=/a/b
-    for kind in (PurePosixPath, PureWindowsPath):
-        if kind(path).is_absolute():
-            return f"{option}{equals}{kind(path).name}"
-    return content
 
 
 def _strings(content: Any) -> Iterator[str]:

@@ -20,12 +20,12 @@ from safetensors.numpy import load_file, save_file
 from adaptface import release
 from adaptface.checkpoint import RELEASE_FILES
 from adaptface.cli import app
+from adaptface.files import without_folders
 from adaptface.release import (
     ReleaseError,
     check_release,
     stage_release,
     verify_release,
-    without_folders,
 )
 from image_processing_adaptface import AdaptFaceImageProcessor
 from modeling_adaptface import AdaptFaceModel
