@@ -22,7 +22,7 @@ from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, RevisionN
 from huggingface_hub.hf_api import RepoFile
 
 from adaptface.card import is_local
-from adaptface.checkpoint import RELEASE_FILES
+from adaptface.checkpoint import not_of_a_release
 from adaptface.release import ReleaseError, check_release
 from configuration_adaptface import AdaptFaceConfig
 
@@ -250,7 +250,7 @@ class _Push:
 
     def require_release(self, head: str, remote: Mapping[str, str], local: Mapping[str, Fingerprint]) -> None:
         """Refuses a repository that holds anything but an older release, as `stage_release` does with a folder."""
-        strangers = sorted(remote.keys() - RELEASE_FILES)
+        strangers = not_of_a_release(remote)
         if not strangers and "config.json" in remote.keys() & _differences(remote, local):
             with self.step("reading config.json"), tempfile.TemporaryDirectory() as scratch:
                 file = self.api.hf_hub_download(self.repo_id, "config.json", revision=head, local_dir=scratch)

@@ -198,3 +198,24 @@ def _worst_pairs(embedder: str, pair_set: PairSet, similarities: np.ndarray) -> 
         axes.set(yticks=[], title=kind)
         axes.tick_params(length=0)
     return figure
+
+
+def domain_usage(log: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """Step and mean weight of each expert over training, from the lines of a `log.jsonl`; empty without a router."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for line in log:
+        for key, share in line.items():
+            if key.startswith("usage_"):
+                found.setdefault(key.removeprefix("usage_"), []).append((line["step"], share))
+    return found
+
+
+def draw_domain_usage(usage: dict[str, list[tuple[int, float]]], path: Path) -> None:
+    """Draw what [`domain_usage`] found, as shares that add up to one."""
+    figure = _figure(6, 3.2)
+    axes = figure.add_subplot()
+    steps = [step for step, _ in next(iter(usage.values()))]
+    axes.stackplot(steps, [[share for _, share in points] for points in usage.values()], labels=list(usage), alpha=0.8)
+    axes.set(xlabel="training step", ylabel="mean weight of an expert", ylim=(0, 1), xlim=(steps[0], steps[-1]))
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    figure.savefig(path, dpi=110)
