@@ -188,7 +188,6 @@ def export_backbone(
         )
     merged: Any = model.merged_backbone(domain_mix)
     merged.to(dtype or merged.dtype)
-    merged.config._name_or_path = ""  # may be a folder of this machine
     change = "all weights were trained further" if config.adaptation == "full" else "low-rank adapters were merged in"
     if config.has_router:
         prior = [1 / config.num_domains] * config.num_domains
