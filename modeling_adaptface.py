@@ -203,10 +203,11 @@ class DomainLoRA(nn.Module):
         Args:
             domain_mix (`torch.FloatTensor` of shape `(K,)`): mixing weights.
         Returns:
-            `torch.FloatTensor` of shape `(out_features, in_features)`, float32.
+            `torch.FloatTensor` of shape `(out_features, in_features)`, float32, or float64 of float64 weights.
         """
-        mix = domain_mix.to(self.lora_A.device, torch.float32)
-        return self.scaling * torch.einsum("k,kro,kri->oi", mix, self.lora_B.float(), self.lora_A.float())
+        dtype = torch.promote_types(self.lora_A.dtype, torch.float32)
+        mix, a, b = (part.to(self.lora_A.device, dtype) for part in (domain_mix, self.lora_A, self.lora_B))
+        return self.scaling * torch.einsum("k,kro,kri->oi", mix, b, a)
 
     def extra_repr(self) -> str:
         (experts, rank, width), out = self.lora_A.shape, self.lora_B.shape[-1]
@@ -761,7 +762,7 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
         def add(linears: Sequence[nn.Linear], adapter: DomainLoRA, weights: torch.Tensor) -> None:
             delta = adapter.delta_weight(weights)
             for linear, part in zip(linears, delta.split([lin.out_features for lin in linears]), strict=True):
-                linear.weight.copy_(linear.weight.float() + part)
+                linear.weight.copy_(linear.weight.to(part.dtype) + part)
 
         for index in config.adapted_layers:
             block, adapters = merged.encoder.layer[index], self._adapters_of(index)
@@ -774,7 +775,7 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
         if self.patch_adapter is not None:
             convolution = merged.embeddings.patch_embeddings.projection
             delta = self.patch_adapter.delta_weight(prior).view_as(convolution.weight)
-            convolution.weight.copy_(convolution.weight.float() + delta)
+            convolution.weight.copy_(convolution.weight.to(delta.dtype) + delta)
         return merged.eval()
 
     def summary(self) -> dict[str, float]:

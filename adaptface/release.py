@@ -198,7 +198,7 @@ def _smallest_cosine(exact: AdaptFaceModel, rounded: AdaptFaceModel) -> float:
     pictures = torch.randn(8, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         a, b = (model(pictures).pooler_output.double() for model in (exact, rounded))
-    return float((a * b).sum(dim=1).min())
+    return float(torch.nn.functional.cosine_similarity(a, b).min())
 
 
 def _save(model: AdaptFaceModel, folder: Path, dtype: torch.dtype, metadata: dict[str, str]) -> None:
@@ -263,12 +263,10 @@ def check_release(folder: Path, *, allow_full: bool = False, run_folder: Path | 
     private = [Path(os.path.expanduser("~")), *([run_folder.resolve()] if run_folder else [])]
     for name in sorted(files):
         for text in _texts(folder / name):
-            faults += [
-                f"{name} holds a token, {token[:6]}...; take it out, and revoke it" for token in _TOKEN.findall(text)
-            ]
-            if not name.endswith(".py") and (
-                without_folders(text) != text or any(_holds(text, path) for path in private)
-            ):
+            tokens = _TOKEN.findall(text)
+            faults += [f"{name} holds a token, {token[:6]}...; take it out, and revoke it" for token in tokens]
+            is_path = without_folders(text) != text or any(_holds(text, path) for path in private)
+            if is_path and not name.endswith(".py"):
                 faults.append(f"{name} holds a path of this machine in {text[:200]!r}; take it out of its source")
     if faults:
         raise ReleaseError(f"{folder} is no release: " + "; ".join(faults[:10]))
@@ -312,7 +310,7 @@ def _faults_of_weights(folder: Path, allow_full: bool) -> list[str]:
             # A thrice for q, k and v, all of it under the names of two versions of transformers, and twice as wide
             # where a mix is not even.
             faults += [
-                f"{adapter.relative_to(folder).as_posix()} has {adapter.stat().st_size:,} bytes, too many for this model"
+                f"{adapter.relative_to(folder).as_posix()} has {adapter.stat().st_size:,} bytes, too many for the model"
                 for adapter in adapters
                 if adapter.stat().st_size > 6 * size + HEADER_BYTES
             ]
