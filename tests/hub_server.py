@@ -268,7 +268,9 @@ def _tree_entry(path: str, data: bytes) -> dict[str, object]:
     return entry
 
 
-def visit(hub: HubServer, tmp: Path, images: Path, loads: list[dict], *, offline: bool = False) -> dict[str, Any]:
+def visit(
+    hub: HubServer, tmp: Path, images: Path, loads: list[dict], *, offline: bool = False, python: str = sys.executable
+) -> dict[str, Any]:
     """What one stranger's process (`hub_client.py`) saw, by name of the load. Any Python warning is an error to it."""
     job = {
         "clean_load": str(Path(__file__).parents[1] / "adaptface" / "clean_load.py"),
@@ -279,7 +281,7 @@ def visit(hub: HubServer, tmp: Path, images: Path, loads: list[dict], *, offline
     env = hub.client_env(tmp / "hf_home", offline=offline)
     env.pop("PYTHONPATH", None)
     process = subprocess.run(
-        [sys.executable, "-P", "-W", "error", str(Path(__file__).with_name("hub_client.py"))],
+        [python, "-P", "-W", "error", str(Path(__file__).with_name("hub_client.py"))],
         input=json.dumps(job), cwd=tmp, env=env, capture_output=True, text=True, encoding="utf-8",
     )  # fmt: skip
     assert process.returncode == 0, process.stderr

@@ -1,7 +1,6 @@
 """Exports and imports, proven by plain peft and plain transformers: those of this environment, and older ones.
 
-ADAPTFACE_OLD_PYTHON names an interpreter with older transformers and peft (4.57 and 0.18); what needs it is skipped
-without. `peft_client.py` is what runs on either side.
+`peft_client.py` is what runs on either side.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from adaptface.export import export_backbone, export_peft, parse_mix, peft_adapt
 from configuration_adaptface import AdaptFaceConfig
 from image_processing_adaptface import AdaptFaceImageProcessor
 from modeling_adaptface import AdaptFaceModel
-from tests.conftest import TINY_BACKBONE, build_tiny_model
+from tests.conftest import TINY_BACKBONE, build_tiny_model, oldest_python
 from tests.hub_server import HubServer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,17 +68,15 @@ def picture_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Ask = Callable[..., list[dict[str, Any]]]
 
 
-@pytest.fixture(scope="session", params=["this", "old"])
+@pytest.fixture(scope="session", params=["this", pytest.param("oldest", marks=pytest.mark.slow)])
 def ask(request: pytest.FixtureRequest, picture_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Ask:
     """Puts tasks to `peft_client.py` under this transformers and peft, then under older ones.
 
     With `env` they are a stranger's, who talks to another Hub: a process of its own.
     """
     pytest.importorskip("peft")
-    old = request.param == "old"
-    python = os.environ.get("ADAPTFACE_OLD_PYTHON") if old else sys.executable
-    if python is None:
-        pytest.skip("no older transformers: set ADAPTFACE_OLD_PYTHON to an interpreter with transformers 4 and peft")
+    old = request.param == "oldest"
+    python = oldest_python() if old else sys.executable
 
     def ask(tasks: list[dict[str, Any]], env: dict[str, str] | None = None) -> list[dict[str, Any]]:
         file = tmp_path_factory.mktemp("ask") / "answer.json"
