@@ -486,7 +486,7 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if info.get(kind):
                 raise ValueError(
-                    f"{source}: the weights do not fit config.json ({kind.replace('_', ' ')}: {_listed(info[kind])}). "
+                    f"{source}: the weights do not fit config.json ({kind.replace('_', ' ')}: {listed(info[kind])}). "
                     "The files are incomplete or of different models; download or save the model again."
                 )
         _require_finite(model, f"{source}")
@@ -532,7 +532,7 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
             raise ValueError(f"base {name!r} (revision {revision}): {_DAMAGED} ({error})") from error
         lacking = [*info["missing_keys"], *(info.get("mismatched_keys") or ())]
         if lacking:
-            raise ValueError(f"base {name!r} (revision {revision}) is incomplete: no tensor for {_listed(lacking)}")
+            raise ValueError(f"base {name!r} (revision {revision}) is incomplete: no tensor for {listed(lacking)}")
         _require_finite(base, f"base {name!r}")
         self.backbone = base.to(self.device)
         self._freeze_backbone()
@@ -1126,7 +1126,8 @@ def _require_finite(module: nn.Module, source: str) -> None:
             )
 
 
-def _listed(keys: Any, most: int = 8) -> str:
+def listed(keys: Any, most: int = 8) -> str:
+    """The first names, in order, for a message, and how many more there are."""
     names = sorted(key if isinstance(key, str) else str(key[0]) for key in keys)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 

@@ -330,7 +330,7 @@ class StoredEmbeddings:
 
     Args:
         path: the file; it is read without unpickling.
-        name: what reports call it; the file's name by default.
+        name: what reports call it; the path by default.
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it holds something else; an embedding is zero, NaN or infinite; two rows are of one image.
@@ -338,7 +338,7 @@ class StoredEmbeddings:
 
     def __init__(self, path: str | Path, name: str | None = None) -> None:
         self.path = Path(path)
-        self.name = name or self.path.name
+        self.name = name or str(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"no file of embeddings at {self.path}")
         expected = "expected `embeddings` (N, E) and `files` or `sha256` (N,)"
