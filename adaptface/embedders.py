@@ -258,7 +258,7 @@ class BackboneEmbedder:
                 f"({reason})"
             ) from error
         lacking = {key for key in info["missing_keys"] if _UNUSED_TENSORS.isdisjoint(key.split("."))}
-        lacking |= {key for key, *_ in info["mismatched_keys"]}
+        lacking |= {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}  # transformers 4 and 5
         if lacking:
             raise ValueError(
                 f"{name}: its weights do not fit its config.json; missing or of another shape: {listed(lacking)}. "
