@@ -221,7 +221,7 @@ class BackboneEmbedder:
         digest: str | None = None,
     ) -> None:
         tower: Any = getattr(model, "vision_model", model)
-        if tower.main_input_name != "pixel_values":
+        if getattr(tower, "main_input_name", "pixel_values") != "pixel_values":  # a tower of transformers 4 has none
             raise ValueError(f"{name} is a {tower.config.model_type} model and takes no images; name a vision backbone")
         self.model = tower.eval()
         if image_size is None:

@@ -84,7 +84,7 @@ def load_dataset(text: str, local: Path, split: str | None, cache_dir: str | Non
             return datasets.load_dataset(folder, split=split, cache_dir=cache_dir)
         try:
             saved = datasets.load_from_disk(os.fspath(local))
-        except IndexError as error:  # of a set without shards
+        except (IndexError, ZeroDivisionError) as error:  # of a set without shards
             raise ValueError("it was saved without any rows") from error
         if isinstance(saved, datasets.Dataset):
             return saved
