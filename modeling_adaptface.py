@@ -40,6 +40,9 @@ except ImportError:  # imported as a script beside its siblings, not as a packag
 
 _DAMAGED = "the weights file is damaged or cut off; fetch it or save it again"
 
+# Patterns of tensors' names in earlier releases, and what stands in their place now; see UPGRADING.md.
+RENAMED_KEYS: dict[str, str] = {}
+
 # What says where to look on the Hub; the rest of `from_pretrained`'s arguments concern the adapters only.
 _HUB_OPTIONS = ("cache_dir", "local_files_only", "token", "proxies")
 _SAME_ARCHITECTURE = (
@@ -469,6 +472,8 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
             kwargs["device_map"] = _one_device(device_map)
         hub = {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
         kwargs["ignore_mismatched_sizes"] = True  # they are refused below, by name
+        if RENAMED_KEYS:
+            kwargs.setdefault("key_mapping", RENAMED_KEYS)
         source = pretrained_model_name_or_path or "the given state dict"
         try:
             model, info = super().from_pretrained(
@@ -490,6 +495,8 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
                     "The files are incomplete or of different models; download or save the model again."
                 )
         _require_finite(model, f"{source}")
+        if RENAMED_KEYS:
+            model._weight_conversions = None  # transformers 5 would save it under its old names
         if model.backbone is None:
             model._load_backbone(hub)
         return (model, info) if output_loading_info else model
