@@ -91,6 +91,13 @@ def test_curves_are_thinned_by_less_than_shows() -> None:
     exact = tar[np.searchsorted(far, far, side="right") - 1]
     assert np.abs(steps - exact).max() < 0.003, "a pixel of 400"
 
+    few = pair_set(100_000, 20)  # long runs of impostors, which the lines of a DET must not cut short
+    scores = rng.normal(few.same * 1.0)
+    (panel,) = plots._panels(["e"], [Scored(few, scores)])
+    far, tar, _ = plots.roc_curve(few.same, scores, drop_intermediate=False)
+    lines = np.interp(far, panel.curves[0].far, panel.curves[0].tar)
+    assert np.mean(np.abs(lines - tar) > 0.01) < 0.01
+
 
 def test_worst_pairs_are_the_impostors_most_alike_and_the_genuine_pairs_least_alike() -> None:
     same = np.array([False, True] * 8)
