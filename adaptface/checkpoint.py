@@ -38,6 +38,10 @@ RELEASE_FILES = frozenset(
      "model.safetensors", "preprocessor_config.json", "README.md", "LICENSE", "requirements.txt"}
 )  # fmt: skip
 RELEASE_PLOTS = ("roc.png", "det.png", "scores.png", "domains.png", "domain_usage.png")  # none shows a face
+_OF_EVALUATION = re.compile(  # what evaluation writes into results/
+    rf"{re.escape(RESULTS_FILE)}|{re.escape(PARTIAL_RESULTS_FILE)}|results\.md|results(_long)?\.csv"
+    r"|(roc|det|scores|domains|worst_pairs_.+)\.png"
+)
 _OPTIONAL = re.compile(
     rf"{re.escape(RESULTS_FILE)}|plots/({'|'.join(map(re.escape, RELEASE_PLOTS))})"
     r"|peft/(experts/[^/]+/)?adapter_(config\.json|model\.safetensors)"
@@ -246,7 +250,7 @@ def remove_run(run_folder: Path) -> None:
     for name in ("log.jsonl", SETTINGS):
         (run_folder / name).unlink(missing_ok=True)
     results, release = run_folder / "results", run_folder / "release"
-    if _files(results) <= {RESULTS_FILE, PARTIAL_RESULTS_FILE} and not results.is_symlink():
+    if all(map(_OF_EVALUATION.fullmatch, _files(results))) and not results.is_symlink():
         _remove(results)
     if release.is_dir() and not release.is_symlink() and not strangers_in_release(release):
         _remove(release)

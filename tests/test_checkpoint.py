@@ -221,8 +221,14 @@ class TestRemoveRun:
     @pytest.fixture
     def run(self, tmp_path: Path) -> Path:
         files = ["best/config.json", "last/config.json", "log.jsonl", "settings.yaml", "results/results.json"]
-        for name in [*files, *(f"release/{name}" for name in RELEASE_FILES), "synthetic/dev_pairs.csv"]:
-            (tmp_path / name).parent.mkdir(exist_ok=True)
+        files += [
+            f"results/{name}" for name in ("results.md", "results_long.csv", "roc.png", "worst_pairs_1_best_lfw.png")
+        ]
+        files += [
+            f"release/{name}" for name in (*RELEASE_FILES, "plots/roc.png", "peft/experts/age/adapter_config.json")
+        ]
+        for name in [*files, "synthetic/dev_pairs.csv"]:
+            (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
             (tmp_path / name).write_text('{"model_type": "adaptface"}', encoding="utf-8")
         return tmp_path
 
