@@ -534,7 +534,8 @@ class _Handler(BaseHTTPRequestHandler):
     def lfs_verify(self, match: Match) -> None:
         repository = self.repository(match["repo"], write=True)
         promised = json.loads(self.body)
-        data = repository.uploads.pop(promised["oid"], b"")
+        stored = repository.lfs.get(promised["oid"], b"")  # by another client that sent the same
+        data = repository.uploads.pop(promised["oid"], stored)
         if (hashlib.sha256(data).hexdigest(), len(data)) != (promised["oid"], promised["size"]):
             raise HubError(422, None, "the uploaded content has another SHA-256 or size than announced")
         repository.lfs[promised["oid"]] = data

@@ -121,6 +121,7 @@ def test_the_range_of_transformers_is_one() -> None:
     assert f"\ntransformers=={int(unknown) - 1}." in lines["constraints.txt"], "and the newest major"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("version", "said"),
     [

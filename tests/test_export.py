@@ -137,6 +137,7 @@ def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any])
 # ------------------------------------------------------------------------------------------------------- to PEFT
 
 
+@pytest.mark.slow
 def test_plain_peft_computes_what_we_compute(
     tiny_backbone_dir: Path, gated_backbone_dir: Path, picture_file: Path, tmp_path: Path, ask: Ask
 ) -> None:

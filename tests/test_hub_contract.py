@@ -27,6 +27,8 @@ from image_processing_adaptface import AdaptFaceImageProcessor
 from tests.conftest import build_tiny_model, oldest_python
 from tests.hub_server import HubServer, visit
 
+pytestmark = pytest.mark.slow
+
 BASE, FACES = "user/tiny-dinov2", "user/faces"
 TENSOR = "adapters.1.qkv.lora_B"
 PIPELINE = "Device set to use"  # of transformers 4
@@ -106,7 +108,7 @@ def _write_faults(hub: HubServer, folder: Path, base: Path, other_base: str, out
     return faults
 
 
-@pytest.fixture(scope="module", params=["this", pytest.param("oldest", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["this", "oldest"])
 def world(
     request: pytest.FixtureRequest, tiny_backbone_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[World]:

@@ -32,6 +32,8 @@ BASE, FACES = "user/tiny-dinov2", "user/faces"
 ROOT = Path(__file__).parents[1]
 MODULES = {"configuration_adaptface.py", "image_processing_adaptface.py", "modeling_adaptface.py"}
 
+pytestmark = pytest.mark.slow
+
 
 class Publisher:
     """`hub_publisher.py` in an environment where only the loopback Hub is."""

@@ -73,6 +73,7 @@ def test_shipped_files_need_nothing_that_a_consumer_lacks(name: str) -> None:
         assert top in SHIPPED | SHIPPED_MAY_IMPORT | set(sys.stdlib_module_names), f"{name} imports {other}"
 
 
+@pytest.mark.slow
 def test_importing_does_nothing() -> None:
     skipped = {"adaptface.clean_load", "dev"}  # run by path, never imported
     names = sorted(set(modules()) - skipped)

@@ -585,6 +585,7 @@ def test_dependent_interval_is_wilsons_for_the_pairs_worth() -> None:
     assert dependent_interval(1.0, 400, np.ones(9)) == wilson_interval(400, 400)
 
 
+@pytest.mark.slow
 def test_identity_intervals_hold_the_truth_where_people_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 150 sets of 60 people each; Wilson's for independent pairs is too narrow for them, which shows the need."""
     monkeypatch.setattr(metrics, "IDENTITY_SAMPLES", 200)

@@ -108,6 +108,7 @@ def test_worst_pairs_are_the_impostors_most_alike_and_the_genuine_pairs_least_al
     assert [len(found) for found in plots._worst(same[:3], similarities[:3])] == [2, 1]
 
 
+@pytest.mark.slow
 def test_an_embedder_has_one_colour_and_no_legend_covers_a_panel() -> None:
     names = [f"embedder {number}" for number in range(9)]
     styles = plots._styles(names)

@@ -126,6 +126,7 @@ def test_weights_are_stored_in_bfloat16_and_loaded_in_float32(released: Path, ru
     assert (released / "model.safetensors").stat().st_mode == mode, "whoever may read the one may read the other"
 
 
+@pytest.mark.slow
 def test_float32_on_request_and_a_loss_that_is_too_large(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

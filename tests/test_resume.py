@@ -42,6 +42,7 @@ def test_resume_is_bit_exact(
     assert_same_run(run, reference)
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_the_run(faces: Path, tiny_backbone_dir: Path, reference: Path, tmp_path: Path) -> None:
     run = train(faces, tiny_backbone_dir, tmp_path / "run", num_workers=2, stop_after_steps=4)
     train(faces, tiny_backbone_dir, run, num_workers=2, resume="auto")

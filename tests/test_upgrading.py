@@ -59,6 +59,7 @@ def test_todays_code_loads_it_to_the_bit(earlier: Path, tmp_path: Path) -> None:
     assert again.keys() == stored.keys() and all(torch.equal(again[name], stored[name]) for name in stored)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transformers", ["this", pytest.param("oldest", marks=pytest.mark.slow)])
 def test_its_own_code_still_runs(earlier: Path, tmp_path: Path, transformers: str) -> None:
     np.save(tmp_path / "images.npy", pictures())
