@@ -4,6 +4,7 @@ import io
 import multiprocessing
 import pickle
 import struct
+import tracemalloc
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adaptface.data.records import RecordFile, RecordSource, find_record_file, unpack
+from adaptface.data.records import RecordFile, RecordSource, _read_index, find_record_file, unpack
 from adaptface.data.sources import open_source
 from tests.record_files import MAGIC, pack, write_face_records, write_records
 
@@ -179,6 +180,28 @@ def test_damage_is_named(folder: Path, name: str, change, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         open_source(folder)
     assert str(folder / name) in str(caught.value) or "train.rec, byte" in str(caught.value) or "bytes" in message
+
+
+def test_index_with_a_long_line_costs_no_more_than_its_bytes(tmp_path: Path) -> None:
+    """Lines of very different lengths: a table of them would be as wide as the longest, everywhere."""
+    path = tmp_path / "a.idx"
+    for content, line in ((b'{"a": 1}\n' * 2000, 1), (b"0\t0\n" * 2000, 2001), (b"0\t0\r\n" * 300_000, 300_001)):
+        path.write_bytes(content + b"9" * 100_000)
+        tracemalloc.start()
+        with pytest.raises(
+            ValueError, match=rf"a\.idx, line {line}: expected a key, a tab and a byte offset, found '.{{8,40}}'$"
+        ):
+            _read_index(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 20_000_000
+
+
+def test_index_of_many_blocks(tmp_path: Path) -> None:
+    path = tmp_path / "a.idx"
+    path.write_bytes(b"".join(b"%d\t%d\r\n" % (key, 40 * key) for key in range(200_000)) + b"200000\t8000000\n\n \n")
+    keys, offsets = _read_index(path)
+    assert np.array_equal(keys, np.arange(200_001)) and np.array_equal(offsets, 40 * keys)
 
 
 def test_length_past_the_end_names_record_and_offset(folder: Path) -> None:

@@ -10,6 +10,7 @@ index); insightface `recognition/arcface_torch/dataset.py` (`MXFaceDataset`: hea
 
 import mmap
 import os
+import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ _FRAME = struct.Struct("<II")  # magic, cflag << 29 | length of the payload
 _HEADER = struct.Struct("<IfQQ")  # flag, label, id, id2
 _MAX_LABEL = 2**24  # float32 holds every whole number up to here; beyond, identities would run together
 _CHUNK = 1 << 16  # records whose headers are read at once
+_BLOCK, _LINE = 1 << 20, 64  # bytes of an index read at once, and more than a line of it has
+_NO_ENTRY = re.compile(rb"^(?!(?:[0-9]{1,18}\t[0-9]{1,18})?[ \r]*$).{1,40}", re.MULTILINE)  # start of a wrong line
 
 
 class Header(NamedTuple):
@@ -222,23 +225,22 @@ def _kind_and_length(word: Any) -> tuple[Any, Any]:
 
 def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Keys and byte offsets of an index, each of shape `(N,)`; names the line that is none."""
-    lines = path.read_bytes().splitlines()
-    while lines and not lines[-1].strip():
-        lines.pop()
-    if not lines:
+    blocks, before = [np.zeros(0, np.int64)], 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK) + file.readline(_LINE):  # to the end of a line, unless that is too long
+            if wrong := _NO_ENTRY.search(block):
+                line = 1 + before + block.count(b"\n", 0, wrong.start())
+                start = wrong[0].decode("utf-8", "backslashreplace")
+                raise ValueError(
+                    f"{shown(path)}, line {line}: expected a key, a tab and a byte offset, found {start!r}"
+                )
+            before += block.count(b"\n")
+            if block.strip():
+                blocks.append(np.fromstring(block, np.int64, sep=" "))
+    numbers = np.concatenate(blocks)
+    if not numbers.size:
         raise ValueError(f"{shown(path)}: is empty; fetch it again")
-    try:
-        pairs = np.array([line.split(b"\t") for line in lines]).astype(np.int64)
-        if pairs.ndim == 2 and pairs.shape[1] == 2 and (pairs >= 0).all():
-            return pairs[:, 0], pairs[:, 1]
-    except (ValueError, OverflowError):  # lines of different lengths, text, numbers beyond 64 bits
-        pass
-    for number, line in enumerate(lines, start=1):
-        words = line.split(b"\t")
-        if len(words) != 2 or not all(word.strip().isdigit() and len(word) < 19 for word in words):
-            start = line[:40].decode("utf-8", "backslashreplace")
-            raise ValueError(f"{shown(path)}, line {number}: expected a key, a tab and a byte offset, found {start!r}")
-    raise ValueError(f"{shown(path)}: is no index of keys and byte offsets")
+    return numbers[::2], numbers[1::2]
 
 
 # --- faces --------------------------------------------------------------------------------------------------
