@@ -4,6 +4,7 @@ import io
 import multiprocessing
 import pickle
 import struct
+import time
 import tracemalloc
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -243,10 +244,30 @@ def test_truncated_parts(tmp_path: Path, cut: str) -> None:
     )
     expected = {
         "second part": f"record 1 at byte 0: its last part is missing; the file ends at byte {second}",
-        "inside the second part": f"record 1 at byte 0: its part at byte {second} runs past the end",
+        "inside the second part": f"record 1 at byte 0: its part at byte {second} runs past byte .*, where the file",
         "foreign second part": f"record 1 at byte 0: the part expected at byte {second} is none",
     }[cut]
     with pytest.raises(ValueError, match=expected):
+        RecordFile(path)
+
+
+def test_parts_are_sought_no_further_than_the_next_record(tmp_path: Path) -> None:
+    """Many keys on one long record must not read the file once a key."""
+    first, middle = (MAGIC + struct.pack("<I", kind << 29) for kind in (1, 2))
+    path = tmp_path / "a.rec"
+    path.write_bytes(first + middle * 3000 + MAGIC + struct.pack("<I", 3 << 29))
+    path.with_suffix(".idx").write_text("".join(f"{key}\t0\n" for key in range(3000)))
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match=r"a.idx: the keys 0 and 1 both lie at byte 0"):
+        RecordFile(path)
+    assert time.perf_counter() - start < 1
+
+    path.write_bytes(first * 2 + middle * 2)
+    path.with_suffix(".idx").write_text("1\t0\n2\t8\n")
+    with pytest.raises(ValueError, match="at byte 0: its last part is missing; the next record starts at byte 8"):
+        RecordFile(path)
+    path.write_bytes(MAGIC + struct.pack("<I", 1 << 29 | 4) + first + middle)
+    with pytest.raises(ValueError, match="record 1 at byte 0: its part at byte 0 runs past byte 8, where"):
         RecordFile(path)
 
 

@@ -166,6 +166,11 @@ class RecordFile:
                 f"{index}: key {self.keys[at]} is said to lie at byte {self._offsets[at]}, where no record of {name} "
                 f"({size} bytes) can start; the two files do not belong together, or {name} is cut off"
             )
+        by_offset = np.argsort(self._offsets, kind="stable")
+        starts = self._offsets[by_offset]
+        if (shared := np.flatnonzero(np.diff(starts) == 0)).size:
+            first, second = self.keys[by_offset[shared[0] : shared[0] + 2]]
+            raise ValueError(f"{index}: the keys {first} and {second} both lie at byte {starts[shared[0]]}")
         lengths, kinds = np.zeros(len(self), np.int64), np.zeros(len(self), np.int64)
         for chunk in np.array_split(np.arange(len(self)), max(1, len(self) // _CHUNK)):
             fields = data[self._offsets[chunk][:, None] + np.arange(_FRAME.size)].view("<u4").astype(np.int64)
@@ -181,14 +186,15 @@ class RecordFile:
             raise ValueError(f"{self.where(past[0])}: runs to byte {ends[past[0]]}, past the end at {size}; cut off")
         if (odd := np.flatnonzero((kinds != WHOLE) & (kinds != FIRST))).size:
             raise ValueError(f"{self.where(odd[0])}: is the middle of a record (part {kinds[odd[0]]}), not its start")
-        parts = {int(at): self._follow_parts(int(at)) for at in np.flatnonzero(kinds == FIRST)}
-        for at, pieces in parts.items():
-            ends[at] = sum(pieces[-1])
-        by_offset = np.argsort(self._offsets)
-        starts, ends = self._offsets[by_offset], (ends[by_offset] + 3) // 4 * 4
-        borders = np.concatenate([[0], ends]), np.concatenate([starts, [max(size, ends[-1])]])
-        if (gap := np.flatnonzero(borders[0] != borders[1])).size:
-            here, there = borders[0][gap[0]], borders[1][gap[0]]
+        borders, parts = np.append(starts[1:], size), {}
+        for place in np.flatnonzero(kinds[by_offset] == FIRST).tolist():
+            at = by_offset.item(place)
+            parts[at] = self._follow_parts(at, borders.item(place))
+            ends[at] = sum(parts[at][-1])
+        ends = (ends[by_offset] + 3) // 4 * 4
+        here, there = np.append(0, ends), np.append(starts, max(size, ends[-1]))
+        if (gap := np.flatnonzero(here != there)).size:
+            here, there = here[gap[0]], there[gap[0]]
             what = "lie in no record of" if here < there else "lie in two records of"
             raise ValueError(
                 f"{name}: bytes {min(here, there)} to {max(here, there)} {what} {index}; the index is incomplete or "
@@ -196,21 +202,25 @@ class RecordFile:
             )
         return lengths, parts
 
-    def _follow_parts(self, position: int) -> list[tuple[int, int]]:
-        """`(start, length)` of each part of a record that was cut where its payload held the magic number."""
+    def _follow_parts(self, position: int, border: int) -> list[tuple[int, int]]:
+        """`(start, length)` of each part of a record that was cut where its payload held the magic number.
+
+        None is sought from `border` on, where the next record starts or the file ends: the whole file is read once.
+        """
         at = self._offsets.item(position)
+        next_is = "the file ends" if border == len(self._bytes) else "the next record starts"
         parts: list[tuple[int, int]] = []
         while True:
-            if at + _FRAME.size > len(self._bytes):
-                raise ValueError(f"{self.where(position)}: its last part is missing; the file ends at byte {at}")
+            if at + _FRAME.size > border:
+                raise ValueError(f"{self.where(position)}: its last part is missing; {next_is} at byte {at}")
             magic, word = _FRAME.unpack_from(self._bytes, at)
             kind, length = _kind_and_length(word)
             if magic != MAGIC or kind not in ((MIDDLE, LAST) if parts else (FIRST,)):
                 raise ValueError(f"{self.where(position)}: the part expected at byte {at} is none; damaged or cut off")
             start = at + _FRAME.size
-            if start + length > len(self._bytes):
+            if start + length > border:
                 raise ValueError(
-                    f"{self.where(position)}: its part at byte {at} runs past the end of the file; cut off"
+                    f"{self.where(position)}: its part at byte {at} runs past byte {border}, where {next_is}; damaged"
                 )
             parts.append((start, length))
             if kind == LAST:
