@@ -319,6 +319,49 @@ def test_ranges_that_contradict_the_images(tmp_path: Path, ranges: list[list[int
         open_source(write_records(tmp_path / "train.rec", payloads))
 
 
+class ManyRecords:
+    """In place of a `RecordFile`: more images than float32 can count, without a file of half a gigabyte."""
+
+    index_path = Path("train.idx")
+
+    def __init__(self, counts: list[int], shift: int = 0) -> None:
+        ends = np.cumsum(counts) + 1
+        self.images, total = ends[-1].item() - 1, ends[-1].item() + len(counts)
+        self.keys = np.arange(total, dtype=np.int32)
+        self.ranges = {0: (self.images + 1, total)}
+        self.ranges |= {self.images + 1 + i: (ends[i] - counts[i], ends[i] + shift) for i in range(len(counts))}
+        self.labels = np.zeros(total, np.float32)
+        self.labels[1 : self.images + 1] = np.repeat(np.arange(len(counts), dtype=np.float32), counts)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, position: int) -> bytes:
+        return pack(self.ranges[position], position)
+
+    def where(self, position: int) -> str:
+        return f"record {position}"
+
+    def headers(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        sizes = np.full(len(self), 1, np.int8)
+        sizes[[*self.ranges]] = 0
+        return 2 * (sizes == 0).astype(np.int8), self.labels, sizes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("last", [1, 2, 3, 4])  # rounded up, down, or not at all
+def test_numbers_that_float32_rounds(last: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Glint360K has 17,091,657 images: its header and its later ranges are off by one, as the format has them."""
+    counts = [2**24 - 4, 4, 5, last]
+    assert np.float32(sum(counts[:2]) + 1) == sum(counts[:2]), "the first border beyond is rounded"
+    monkeypatch.setattr("adaptface.data.records.RecordFile", lambda _: ManyRecords(counts))
+    source = RecordSource(Path("train.rec"), None)
+    assert np.bincount(source.labels).tolist() == counts and source.key(len(source) - 1) == str(sum(counts))
+    monkeypatch.setattr("adaptface.data.records.RecordFile", lambda _: ManyRecords(counts, shift=4))
+    with pytest.raises(ValueError, match="its range 1 to 16777216 holds images of several"):
+        RecordSource(Path("train.rec"), None)
+
+
 def test_header_that_announces_other_records(tmp_path: Path) -> None:
     for announced in ([9, 10], [0, 3], [float("nan"), 3], [3, float("inf")]):
         path = write_records(tmp_path / "train.rec", {0: pack(announced, 0), 1: pack(0, 1, b"x"), 2: pack(1, 2, b"x")})

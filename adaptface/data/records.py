@@ -26,7 +26,7 @@ _LENGTH_BITS = 29  # the three bits above them say which part of a record a fram
 WHOLE, FIRST, MIDDLE, LAST = range(4)
 _FRAME = struct.Struct("<II")  # magic, cflag << 29 | length of the payload
 _HEADER = struct.Struct("<IfQQ")  # flag, label, id, id2
-_MAX_LABEL = 2**24  # float32 holds every whole number up to here; beyond, identities would run together
+_EXACT = 2**24  # float32 holds every whole number up to here; labels beyond would run together
 _CHUNK = 1 << 16  # records whose headers are read at once
 _BLOCK, _LINE = 1 << 20, 64  # bytes of an index read at once, and more than a line of it has
 _NO_ENTRY = re.compile(rb"^(?!(?:[0-9]{1,18}\t[0-9]{1,18})?[ \r]*$).{1,40}", re.MULTILINE)  # start of a wrong line
@@ -277,7 +277,8 @@ class RecordSource(FaceSource):
 
     Where record 0 is a header (several labels, no image), its first label N + 1 says that the records 1 .. N are the
     images; those after them are ranges of identities, which must agree with the images' own labels. Otherwise every
-    record is an image. The label of an image is the first one in its header.
+    record is an image. The label of an image is the first one in its header. Of more than 16.7 million images these
+    numbers are known only as float32 rounds them, and the images end where the first range is.
 
     Args:
         path: the `.rec` file.
@@ -293,7 +294,7 @@ class RecordSource(FaceSource):
         positions = np.arange(len(records))
         ranges = positions[:0]
         if records.keys[0] == 0 and flags[0] > 0 and images[0] == 0:
-            positions, ranges = self._images_and_ranges()
+            positions, ranges = self._images_and_ranges((flags > 0) & (images == 0))
         mine = labels[positions]
         whole = np.isfinite(mine) & (mine >= 0) & (mine == np.floor(mine))
         if not whole.all():
@@ -301,11 +302,11 @@ class RecordSource(FaceSource):
             raise ValueError(
                 f"{records.where(positions[at])}: label {mine[at]:g} is no identity; labels are whole numbers from 0"
             )
-        if mine.max() >= _MAX_LABEL:
+        if mine.max() >= _EXACT:
             at = int(mine.argmax())
             raise ValueError(
                 f"{records.where(positions[at])}: label {mine[at]:.0f} is too large; float32, in which this format "
-                f"keeps labels, tells identities apart only below {_MAX_LABEL:,}"
+                f"keeps labels, tells identities apart only below {_EXACT:,}"
             )
         self._positions = positions
         codes = mine.astype(np.int64)
@@ -314,37 +315,49 @@ class RecordSource(FaceSource):
         unlabelled = np.full(len(positions), UNLABELLED)
         super().__init__(shown(path), _Numbers(int(codes.max()) + 1), codes, unlabelled, domains or ())
 
-    def _images_and_ranges(self) -> tuple[np.ndarray, np.ndarray]:
-        """Positions of the images and of the identity ranges, by the header record."""
+    def _images_and_ranges(self, is_range: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of the images and of the identity ranges, by the header record.
+
+        Args:
+            is_range (`np.ndarray` of shape `(N,)`): whether a record looks like a range: several labels, no image.
+        """
         records = self._records
         first, *rest = unpack(records[0])[0].labels  # N + 1 and, where it is there, N + 1 + C
-        last, total = (int(label) if np.isfinite(label) else 0 for label in (first - 1, *(rest[:1] or [len(records)])))
-        if not 1 <= last < total or not np.array_equal(records.keys, np.arange(total)):
+        end, total = (int(label) if np.isfinite(label) else 0 for label in (first, *(rest[:1] or [len(records)])))
+        if 1 < end < total + 1 and abs(total - len(records)) <= _rounding(total):
+            total = len(records)
+            near = np.arange(max(2, end - _rounding(end)), min(end + _rounding(end), total - 1) + 1)
+            end = near[np.argmax(is_range[near])].item() if is_range[near].any() else min(end, total)
+        if not 1 < end <= total or not np.array_equal(records.keys, np.arange(total)):
             missing = np.setdiff1d(np.arange(min(max(total, 1), len(records) + 10**6)), records.keys)
             lost = f"; {len(missing)} of these keys are missing, the first is {missing[0]}" if missing.size else ""
             raise ValueError(
-                f"{records.where(0)}: announces the images 1 to {last} and {total} records in all, but "
+                f"{records.where(0)}: announces the images 1 to {end - 1} and {total} records in all, but "
                 f"{shown(records.index_path)} lists {len(records)} records, 0 to {records.keys[-1]}{lost}"
             )
-        return np.arange(1, last + 1), np.arange(last + 1, total)
+        return np.arange(1, end), np.arange(end, total)
 
     def _check_ranges(self, ranges: np.ndarray, codes: np.ndarray) -> None:
-        """Every range `[first, end)` of keys holds the images of one identity, and together they hold all."""
+        """Every range `[first, end)` of keys holds the images of one identity, and together they hold all.
+
+        A border that float32 may have rounded lies within some images; those count to either side of it.
+        """
         records, covered = self._records, np.zeros(len(codes), bool)
         for position in ranges.tolist():
             header, image = unpack(records[position])
             if image or len(header.labels) < 2:
                 raise ValueError(f"{records.where(position)}: comes after the images, but is no range of an identity")
             first, end = header.labels[:2]
-            if not 1 <= first <= end <= len(codes) + 1:
-                raise ValueError(f"{records.where(position)}: its range {first:g} to {end:g} is none of the images")
-            mine = slice(int(first) - 1, int(end) - 1)  # the first image has the key 1
-            if len(np.unique(codes[mine])) > 1:
+            if not 1 <= first <= end <= len(codes) + 1 + _rounding(end):
+                raise ValueError(f"{records.where(position)}: its range {first:.0f} to {end:.0f} is none of the images")
+            start, stop = int(first) - 1, int(end) - 1  # the first image has the key 1
+            before, after = _rounding(first), _rounding(end)
+            if len(np.unique(codes[start + before : max(start + before, stop - after)])) > 1:
                 raise ValueError(
-                    f"{records.where(position)}: its range {first:g} to {end:g} holds images of several identities; "
-                    "the record file is damaged or was put together wrongly"
+                    f"{records.where(position)}: its range {first:.0f} to {end:.0f} holds images of several "
+                    "identities; the record file is damaged or was put together wrongly"
                 )
-            covered[mine] = True
+            covered[start - before : stop + after] = True
         if ranges.size and not covered.all():
             raise ValueError(f"{self.where(int(np.argmin(covered)))}: is an image of no identity's range")
 
@@ -358,6 +371,11 @@ class RecordSource(FaceSource):
 
     def key(self, index: int) -> str:
         return str(self._records.keys.item(self._positions.item(index)))
+
+
+def _rounding(number: float) -> int:
+    """How far a whole number of float32 may be from the one that was meant."""
+    return 0 if not number >= _EXACT or np.isinf(number) else int(np.spacing(np.float32(number))) // 2
 
 
 class _Numbers(Sequence[str]):
