@@ -131,7 +131,7 @@ class RecordFile:
         """
         flags, labels = np.zeros(len(self), np.int64), np.zeros(len(self), np.float32)
         images, data = np.zeros(len(self), np.int64), np.frombuffer(self._bytes, np.uint8)
-        whole = np.setdiff1d(np.arange(len(self)), list(self._parts))
+        whole = np.setdiff1d(np.arange(len(self)), list(self._parts), assume_unique=True)
         for chunk in np.array_split(whole, max(1, len(self) // _CHUNK)):
             starts, lengths = self._offsets[chunk] + _FRAME.size, self._lengths[chunk]
             if (short := np.flatnonzero(lengths < _HEADER.size)).size:
@@ -352,7 +352,8 @@ class RecordSource(FaceSource):
                 raise ValueError(f"{records.where(position)}: its range {first:.0f} to {end:.0f} is none of the images")
             start, stop = int(first) - 1, int(end) - 1  # the first image has the key 1
             before, after = _rounding(first), _rounding(end)
-            if len(np.unique(codes[start + before : max(start + before, stop - after)])) > 1:
+            mine = codes[start + before : max(start + before, stop - after)]
+            if mine.size and np.ptp(mine):
                 raise ValueError(
                     f"{records.where(position)}: its range {first:.0f} to {end:.0f} holds images of several "
                     "identities; the record file is damaged or was put together wrongly"
