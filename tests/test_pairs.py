@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -442,6 +443,20 @@ def test_bin_allocates_no_more_than_the_file(tmp_path: Path) -> None:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 4 * len(content) + 500_000, name
+
+
+def test_bin_hashes_an_image_once_however_often_it_is_named(tmp_path: Path) -> None:
+    """Two bytes name what the memo holds once more: 10 GB to hash in a file of 1 MB."""
+    path = tmp_path / "lfw.bin"
+    size = struct.pack("<i", 1_000_000)
+    image = b"T" + size + b"x" * 1_000_000 + b"q\x01"
+    array = b"cnumpy.core.numeric\n_frombuffer\n(h\x01cnumpy\ndtype\nU\x02u1\x85RJ" + size + b"\x85U\x01CtR"
+    for again, count in ((b"h\x01", 10_000), (array, 2_000)):  # the memo holds the first image
+        labels = b"\x88\x89" * (count // 4)
+        path.write_bytes(b"\x80\x02" + b"](" + image + again * (count - 1) + b"e](" + labels + b"e\x86.")
+        start = time.perf_counter()
+        pairs = load_pairs(path)
+        assert time.perf_counter() - start < 1 and len(pairs.images) == 1 and len(pairs) == count // 2
 
 
 def test_bin_takes_no_image_folder(tmp_path: Path) -> None:

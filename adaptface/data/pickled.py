@@ -35,7 +35,8 @@ def load_bin(path: Path) -> PairSet:
         if not isinstance(label, int) or label not in (0, 1):
             raise ValueError(f"{path}: label {number} is {_kind(label)}, not true or false")
 
-    index: dict[bytes, int] = {}  # digest of each distinct image
+    digests: dict[int, bytes] = {}  # of each object: the memo lets a small file name a large one again and again
+    index: dict[bytes, int] = {}  # of each distinct image, by digest
     items: list[bytes] = []
     names: list[str] = []
     indices = []
@@ -43,7 +44,9 @@ def load_bin(path: Path) -> PairSet:
         content = image.data if isinstance(image, _Array) and image.dtype == np.uint8 else image
         if not isinstance(content, bytes) or not content:
             raise ValueError(f"{path}: image {number} of pair {number // 2} is {_kind(image)}, not an encoded image")
-        digest = hashlib.sha256(content).digest()
+        if id(content) not in digests:
+            digests[id(content)] = hashlib.sha256(content).digest()
+        digest = digests[id(content)]
         if digest not in index:
             index[digest] = len(items)
             items.append(content)
