@@ -157,9 +157,94 @@ def test_another_conversion_that_was_broken_off_is_not_mixed_in(folder: Path, tm
     stale = tmp_path / ".copy.partial" / "zoe"
     stale.mkdir(parents=True)
     (stale / "000000.jpg").write_bytes(picture(3))
-    (tmp_path / ".copy.partial" / "convert.json").write_text(json.dumps({"source": "elsewhere"}))
+    (tmp_path / ".copy.partial" / ".convert.json").write_text(json.dumps({"source": "elsewhere"}))
     convert(folder, tmp_path / "copy", progress=False)
     assert held(open_source(tmp_path / "copy")) == held(open_source(folder))
+
+
+def test_a_folder_of_something_else_is_not_cleared_away(folder: Path, tmp_path: Path) -> None:
+    """A conversion's own hidden folder holds its plan, or nothing yet, or a plan cut off while it was written."""
+    partial = tmp_path / ".copy.partial"
+    partial.mkdir()
+    (partial / "thesis.tex").write_text("years of work")
+    with pytest.raises(
+        FileExistsError, match=r"\.copy\.partial: is in the way, and of no conversion; move or remove it"
+    ):
+        convert(folder, tmp_path / "copy", progress=False)
+    (partial / "thesis.tex").rename(tmp_path / "thesis.tex")
+    convert(folder, tmp_path / "copy", progress=False)
+    partial.mkdir()
+    (partial / ".convert.json").write_text('{"sour')
+    (partial / "zoe").mkdir()
+    convert(folder, tmp_path / "copy" / ".." / "copy2", progress=False)
+    partial.rename(tmp_path / ".copy3.partial")
+    convert(folder, tmp_path / "copy3", progress=False)
+    assert not (tmp_path / "copy3" / "zoe").exists()
+
+
+def test_a_link_to_an_empty_folder_is_followed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    convert(folder, tmp_path / "link", progress=False)
+    assert (tmp_path / "link").is_symlink() and held(open_source(tmp_path / "real")) == held(open_source(folder))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["faces", "link", "real"], "nothing hidden is left"
+
+
+def test_what_a_rename_cannot_replace_is_refused_first(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr(module, "open_source", lambda *_, **__: pytest.fail("nothing is read"))
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path).name == "disk")
+    with pytest.raises(FileExistsError, match=r"disk: is a mount point, which cannot be .* a new folder inside it"):
+        convert(folder, tmp_path / "disk", progress=False)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name in (".", tmp_path / "here"):
+        with pytest.raises(FileExistsError, match="here: is the working folder, which cannot be replaced"):
+            convert(folder, name, progress=False)
+
+
+@pytest.mark.parametrize("destination", ["copy", "rec/train.rec"])
+def test_a_copy_that_could_not_be_named_is_kept(
+    destination: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rec").mkdir()
+
+    def refuse(self: Path, target: Path) -> Path:
+        raise OSError("device or resource busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse)
+        with pytest.raises(OSError, match="busy"):
+            convert(folder, tmp_path / destination, progress=False)
+    for writes in (RecordWriter, "write"), (Path, "write_bytes"):
+        monkeypatch.setattr(*writes, lambda *_: pytest.fail("it is not written again"))
+    convert(folder, tmp_path / destination, progress=False)
+    assert len(open_source(tmp_path / destination)) == 5 and not list(tmp_path.rglob(".*"))
+
+
+def test_a_record_file_beside_other_files(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "notes.txt").write_text("mine")
+    monkeypatch.chdir(tmp_path / "here")
+    convert(folder, "faces.rec", progress=False)
+    names = ["faces.idx", "faces.rec", "notes.txt", "property"]
+    assert sorted(path.name for path in Path().iterdir()) == names
+    assert contents(open_source("faces.rec"), by_number=True) == contents(open_source(folder), by_number=True)
+    for other, taken in (("faces.rec", "faces.idx"), ("other.rec", "property")):
+        with pytest.raises(FileExistsError, match=f"{taken}: exists; name another .rec file, or one in a new folder"):
+            convert(folder, other, progress=False)
+    assert sorted(path.name for path in Path().iterdir()) == names
+
+
+def test_no_copy_inside_an_image_folder(folder: Path, tmp_path: Path) -> None:
+    for name in ("copy", "ada/copy", "train.rec"):
+        with pytest.raises(ValueError, match="lies in the source, which would then hold other faces"):
+            convert(folder, folder / name, progress=False)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(PEOPLE)
+    write_face_records(tmp_path / "rec", list(PEOPLE.values()))
+    convert(tmp_path / "rec", tmp_path / "rec" / "folder", progress=False)  # a .rec file knows its own
 
 
 @pytest.mark.parametrize("kind", ["folder", "records", "parquet"])

@@ -16,6 +16,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,14 @@ import numpy as np
 from tqdm import tqdm
 
 from adaptface.data.base import UNLABELLED, FaceSource, shown
-from adaptface.data.records import RecordWriter, pack
+from adaptface.data.records import RecordSource, RecordWriter, pack
 from adaptface.data.sources import open_source
 from adaptface.data.tables import DatasetsSource, load_dataset
-from adaptface.files import partial_path, sync_folder, write_text_atomically
+from adaptface.files import partial_path, sync_folder, write_text, write_text_atomically
 
 KINDS = ("folder", "records", "parquet")
 SHARD_IMAGES = 20_000  # about 100 MB of 112 px crops
-_PLAN = "convert.json"  # what a broken-off conversion was about
+_PLAN = ".convert.json"  # what a broken-off conversion was about; hidden, as it is in the way of no reader
 _SIGNATURES = {  # how an image file of each kind starts
     b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"BM": ".bmp", b"GIF8": ".gif", b"II*\0": ".tif",
     b"MM\0*": ".tif", b"\0\0\0\x0cjP  ": ".jp2", b"P5": ".pgm", b"P6": ".ppm",
@@ -67,7 +68,8 @@ def convert(
 
     Args:
         source, metadata, split: see `open_source`.
-        destination: a new folder; for records also the `.rec` file to write, else `train.rec` in the folder.
+        destination: a new folder; for records also the `.rec` file to write, which may lie beside other files, else
+            `train.rec` in the folder.
         kind: `folder`, `records` or `parquet`. Default: `records` if the destination ends in `.rec`, else `folder`.
         progress: show progress bars.
     Returns:
@@ -75,20 +77,22 @@ def convert(
         identities are compared as numbers, and domains are lost (which is refused unless there are none).
     Raises:
         FileNotFoundError, ValueError: see `open_source`; the destination cannot hold what the source does.
-        FileExistsError: there is something at the destination.
+        FileExistsError: there is something at the destination, or it cannot be replaced.
         OSError: it could not be written; what is complete is kept for the next call.
     """
-    target = Path(destination)
-    kind = kind or ("records" if target.suffix.lower() == ".rec" else "folder")
+    kind = kind or ("records" if Path(destination).suffix.lower() == ".rec" else "folder")
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}")
-    folder = target.parent if kind == "records" and target.suffix.lower() == ".rec" else target
-    file = target.name if folder != target else "train.rec"
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{shown(folder)}: is not empty; name a new folder")
+    target = Path(os.path.realpath(destination))  # "." has no name, and a link to a folder cannot be replaced by one
+    is_file = kind == "records" and target.suffix.lower() == ".rec"
+    folder, file = (target.parent, target.name) if is_file else (target, "train.rec")
+    joins = is_file and folder.is_dir()
+    _check_destination(folder, _record_files(target) if joins else None)
 
     faces = open_source(source, metadata=metadata, split=split, domains=None)
-    partial = partial_path(folder)
+    if not isinstance(faces, RecordSource) and target.is_relative_to(Path(source).expanduser().resolve()):
+        raise ValueError(f"{shown(target)}: lies in the source, which would then hold other faces; name another place")
+    partial = partial_path(target if joins else folder)
     _begin(partial, faces, kind, file)
     if kind == "folder":
         _write_folder(partial, faces, progress)
@@ -103,17 +107,43 @@ def convert(
         if kind == "parquet":
             copy: FaceSource = DatasetsSource(shown(partial), load_dataset(str(partial), partial, "train", cache), None)
         else:
-            copy = open_source(partial, domains=None)
+            copy = open_source(partial / file if by_number else partial, domains=None)
         found = contents(copy, by_number, progress, "copy")
         del copy
     if found != wanted:
         raise ValueError(f"{shown(partial)}: the copy holds {found}, the source {wanted}; delete it and convert again")
-    (partial / _PLAN).unlink()
-    if folder.is_dir():
-        folder.rmdir()
-    partial.rename(folder)
-    sync_folder(folder.parent)
+    if joins:
+        for path in _record_files(partial / file):
+            path.rename(folder / path.name)
+        (partial / _PLAN).unlink()
+        partial.rmdir()
+        sync_folder(folder)
+    else:
+        if folder.is_dir():
+            folder.rmdir()
+        partial.rename(folder)
+        (folder / _PLAN).unlink()  # not before: without it the copy would be nobody's
+        sync_folder(folder.parent)
     return found
+
+
+def _check_destination(folder: Path, files: list[Path] | None) -> None:
+    """Whether a folder can be made or replaced, or take `files` beside what else it holds; before all work."""
+    for path in files or ():
+        if os.path.lexists(path):
+            raise FileExistsError(f"{shown(path)}: exists; name another .rec file, or one in a new folder")
+    if files is not None or not folder.exists():
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise FileExistsError(f"{shown(folder)}: is not empty; name a new folder")
+    if os.path.ismount(folder) or folder.samefile("."):
+        what = "a mount point" if os.path.ismount(folder) else "the working folder"
+        raise FileExistsError(f"{shown(folder)}: is {what}, which cannot be replaced; name a new folder inside it")
+
+
+def _record_files(path: Path) -> list[Path]:
+    """What belongs to a `.rec` file; itself last, as the others are nothing without it."""
+    return [path.with_suffix(".idx"), path.with_name("property"), path]
 
 
 def contents(faces: FaceSource, by_number: bool = False, progress: bool = False, label: str = "") -> Contents:
@@ -140,13 +170,15 @@ def _begin(partial: Path, faces: FaceSource, kind: str, file: str) -> None:
     digest.update(json.dumps([faces.identities, list(faces.domains)]).encode())
     plan = {"source": faces.name, "kind": kind, "file": file, "images": len(faces), "labels": digest.hexdigest()}
     record = partial / _PLAN
-    if partial.exists():
-        found = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
-        if found == plan:
-            return
+    if os.path.lexists(partial):
+        if not record.is_file() and (not partial.is_dir() or any(partial.iterdir())):
+            raise FileExistsError(f"{shown(partial)}: is in the way, and of no conversion; move or remove it")
+        with suppress(FileNotFoundError, ValueError):  # none yet, or cut off when it was written
+            if json.loads(record.read_text(encoding="utf-8")) == plan:
+                return
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
-    write_text_atomically(record, json.dumps(plan))
+    write_text(record, json.dumps(plan))  # under no other name, by which it would not be known again
 
 
 def _domain(faces: FaceSource, index: int) -> str:
