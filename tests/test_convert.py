@@ -153,6 +153,26 @@ def test_a_broken_off_conversion_goes_on(
         assert (tmp_path / "copy" / "train.rec").read_bytes() == (tmp_path / "theirs" / "train.rec").read_bytes()
 
 
+def test_parquet_is_cut_by_bytes_and_held_a_row_group_at_a_time(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datasets import Image as ImageFeature
+    from datasets import Value, load_dataset
+    from pyarrow.parquet import ParquetFile
+
+    for number in range(13):
+        (folder / "cy 2" / f"{number}.jpg").write_bytes(picture(number) + bytes(10_000))
+    monkeypatch.setattr(module, "GROUP_BYTES", 20_000)  # two images
+    monkeypatch.setattr(module, "SHARD_BYTES", 60_000)  # three row groups
+    convert(folder, tmp_path / "copy", "parquet", progress=False)
+    files = [ParquetFile(file).metadata for file in sorted((tmp_path / "copy").glob("*"))]
+    groups = [[file.row_group(i).num_rows for i in range(file.num_row_groups)] for file in files]
+    assert groups == [[5, 2, 2], [2, 2, 2], [1]], "three small images go along"
+    rows = load_dataset(str(tmp_path / "copy"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert rows.features == {"image": ImageFeature(), "identity": Value("string")} and rows[0]["image"].size == (20, 24)
+    assert held(open_source(tmp_path / "copy")) == held(open_source(folder))
+
+
 def test_another_conversion_that_was_broken_off_is_not_mixed_in(folder: Path, tmp_path: Path) -> None:
     stale = tmp_path / ".copy.partial" / "zoe"
     stale.mkdir(parents=True)

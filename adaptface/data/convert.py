@@ -28,10 +28,11 @@ from adaptface.data.base import UNLABELLED, FaceSource, shown
 from adaptface.data.records import RecordSource, RecordWriter, pack
 from adaptface.data.sources import open_source
 from adaptface.data.tables import DatasetsSource, load_dataset
-from adaptface.files import partial_path, sync_folder, write_text, write_text_atomically
+from adaptface.files import partial_path, replacing, sync_folder, write_text, write_text_atomically
 
 KINDS = ("folder", "records", "parquet")
-SHARD_IMAGES = 20_000  # about 100 MB of 112 px crops
+SHARD_IMAGES, SHARD_BYTES = 20_000, 100_000_000  # a parquet file ends at either; it is what a break can cost
+GROUP_BYTES = 16_000_000  # of image files in a row group of it, which writer and readers hold in memory
 _PLAN = ".convert.json"  # what a broken-off conversion was about; hidden, as it is in the way of no reader
 _SIGNATURES = {  # how an image file of each kind starts
     b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"BM": ".bmp", b"GIF8": ".gif", b"II*\0": ".tif",
@@ -269,30 +270,48 @@ def _image_size(faces: FaceSource) -> tuple[int, int]:
 
 
 def _write_parquet(folder: Path, faces: FaceSource, progress: bool) -> None:
-    from datasets import Dataset, Features, Image, Value
+    """Shards as `datasets` writes them, but a row group at a time: memory holds no more than one."""
+    from datasets import Features, Image, Value
+    from pyarrow.parquet import ParquetWriter, read_metadata
 
     columns = {"image": Image(), "identity": Value("string"), "domain": Value("string")}
     if not (faces.domain_labels != UNLABELLED).any():
         del columns["domain"]
-    shards = -(-len(faces) // SHARD_IMAGES)
+    schema = Features(columns).arrow_schema
     bar = tqdm(total=len(faces), desc="write", unit="img", disable=not progress)
-    order = [index for _, _, index in _by_identity(faces)]
-    for number in range(shards):
-        mine = order[number * SHARD_IMAGES : (number + 1) * SHARD_IMAGES]
-        file = folder / f"train-{number:05d}-of-{shards:05d}.parquet"
-        if not file.is_file():
-            rows: dict[str, list[Any]] = {name: [] for name in columns}
-            for index in mine:
-                image = faces.encoded(index)
-                name = f"{index:08d}{_suffix(image, faces.where(index))}"
-                rows["image"].append({"bytes": image, "path": name})
-                rows["identity"].append(faces.identities[faces.labels[index]])
-                if "domain" in rows:
-                    rows["domain"].append(_domain(faces, index) or None)
-                bar.update()
-            partial = partial_path(file)
-            Dataset.from_dict(rows, features=Features(columns)).to_parquet(partial)
-            partial.rename(file)
+    order = [index for *_, index in _by_identity(faces)]
+    done = number = 0
+    while done < len(order):
+        file = folder / f"train-{number:05d}.parquet"  # how many there will be is not known before the last
+        rows = size = 0
+        if file.is_file():  # written before
+            rows = read_metadata(file).num_rows
+            bar.update(rows)
         else:
-            bar.update(len(mine))
+            with replacing(file) as partial, ParquetWriter(partial, schema) as writer:
+                while (rest := order[done + rows : done + SHARD_IMAGES]) and size < SHARD_BYTES:
+                    group = _row_group(faces, rest, schema)
+                    writer.write_table(group)
+                    rows, size = rows + len(group), size + group.nbytes
+                    bar.update(len(group))
+        done += rows
+        number += 1
     bar.close()
+
+
+def _row_group(faces: FaceSource, indices: list[int], schema: Any) -> Any:
+    """The first of the images as a table, as many as make up a row group."""
+    import pyarrow as pa
+
+    rows: dict[str, list[Any]] = {name: [] for name in schema.names}
+    size = 0
+    for index in indices:
+        image = faces.encoded(index)
+        name = f"{index:08d}{_suffix(image, faces.where(index))}"
+        rows["image"].append({"bytes": image, "path": name})
+        rows["identity"].append(faces.identities[faces.labels[index]])
+        if "domain" in rows:
+            rows["domain"].append(_domain(faces, index) or None)
+        if (size := size + len(image)) >= GROUP_BYTES:
+            break
+    return pa.table(rows, schema=schema)
