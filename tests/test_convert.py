@@ -301,6 +301,28 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
     convert(folder, tmp_path / "parquet", "parquet", progress=False)
 
 
+def test_every_file_that_is_loaded_is_an_image_file(folder: Path, tmp_path: Path) -> None:
+    """Also the rarer marks of the formats that the processor opens: training takes them, so conversion must."""
+    flags = {
+        "j2k": {"format": "JPEG2000", "no_jp2": True}, "bigtiff": {"format": "TIFF", "big_tiff": True},
+        "gif": {"format": "GIF"}, "tiff": {"format": "TIFF"}, "jp2": {"format": "JPEG2000"},
+    }  # fmt: skip
+    files = []
+    for options in flags.values():
+        Image.open(io.BytesIO(picture(80))).save(stream := io.BytesIO(), **options)
+        files.append(stream.getvalue())
+    for number, (white, deepest) in enumerate([(b"0", b""), (b"1", b"1\n"), (b"1", b"1\n")], start=1):  # P1 to P3: text
+        pixels = (white + b" ") * (16 * 16 * (3 if number == 3 else 1))
+        files.append(b"P%d\n16 16\n%s" % (number, deepest) + pixels)
+    files += [b"P4\n16 16\n" + b"\1" * 32, b"P5\n16 16\n255\n" + b"\1" * 256, b"P6\n16 16\n255\n" + b"\1" * 768]
+    for number, content in enumerate(files):
+        (folder / "bob" / f"x{number}.png").write_bytes(content)
+    source = open_source(folder)
+    assert [source.image(index).mode for index in range(len(source))] == ["RGB"] * (5 + len(files))
+    convert(folder, tmp_path / "copy", progress=False)
+    assert held(open_source(tmp_path / "copy")) == held(source)
+
+
 def test_identities_that_cannot_name_a_folder(tmp_path: Path) -> None:
     from datasets import Dataset, Features, Value
     from datasets import Image as ImageFeature

@@ -25,6 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from adaptface.data.base import UNLABELLED, FaceSource, shown
+from adaptface.data.images import starts_like
 from adaptface.data.records import RecordSource, RecordWriter, pack
 from adaptface.data.sources import open_source
 from adaptface.data.tables import DatasetsSource, load_dataset
@@ -34,9 +35,9 @@ KINDS = ("folder", "records", "parquet")
 SHARD_IMAGES, SHARD_BYTES = 20_000, 100_000_000  # a parquet file ends at either; it is what a break can cost
 GROUP_BYTES = 16_000_000  # of image files in a row group of it, which writer and readers hold in memory
 _PLAN = ".convert.json"  # what a broken-off conversion was about; hidden, as it is in the way of no reader
-_SIGNATURES = {  # how an image file of each kind starts
-    b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"BM": ".bmp", b"GIF8": ".gif", b"II*\0": ".tif",
-    b"MM\0*": ".tif", b"\0\0\0\x0cjP  ": ".jp2", b"P5": ".pgm", b"P6": ".ppm",
+_SUFFIXES = {
+    "BMP": ".bmp", "GIF": ".gif", "JPEG": ".jpg", "JPEG2000": ".jp2", "PNG": ".png", "PPM": ".ppm", "TIFF": ".tif",
+    "WEBP": ".webp",
 }  # fmt: skip
 
 
@@ -188,12 +189,10 @@ def _domain(faces: FaceSource, index: int) -> str:
 
 
 def _suffix(image: bytes, name: str) -> str:
-    for signature, suffix in _SIGNATURES.items():
-        if image.startswith(signature):
-            return suffix
-    if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
-        return ".webp"
-    raise ValueError(f"{name}: is no image file; mend or remove it (`adaptface inspect` lists all such files)")
+    kind = starts_like(image)
+    if kind is None:
+        raise ValueError(f"{name}: is no image file; mend or remove it (`adaptface inspect` lists all such files)")
+    return _SUFFIXES[kind]
 
 
 def _by_identity(faces: FaceSource) -> Iterator[tuple[int, int, int]]:
