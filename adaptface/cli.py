@@ -138,7 +138,7 @@ def domains(
 
     Training reads what is written by `--domain_labels FILE`. Measurements are kept: run again with other thresholds.
     """
-    from adaptface.data.domains import Known, Rule, as_text, label_faces, read_known
+    from adaptface.data.domains import Known, Rule, as_text, check_place, label_faces, read_known
     from adaptface.data.sources import open_source
 
     sys.path.append(os.getcwd())  # an estimator may lie here
@@ -148,6 +148,7 @@ def domains(
         if table is None and (yaw or landmarks or age):
             raise ValueError("yaw, landmarks and age are taken from a table; give --table FILE")
         faces = open_source(source, metadata=metadata, split=split, domains=None)
+        check_place(faces, source, out)
         known = read_known(faces, table, yaw, age, landmarks) if table else Known()
         report = label_faces(faces, out, known, age_estimator, rule, workers, progress=not as_json)
     except (OSError, ValueError) as error:

@@ -32,6 +32,7 @@ from scipy import ndimage
 from adaptface.data.base import DomainNumbers, FaceSource, problems, shown
 from adaptface.data.lists import column_names, read_csv, relative_name
 from adaptface.data.parallel import map_images
+from adaptface.data.records import RecordSource
 from adaptface.files import partial_path, replacing, sync_folder
 
 MEASUREMENTS = ("luminance", "imbalance", "sharpness", "yaw", "age")
@@ -367,6 +368,21 @@ def relabel(source: FaceSource, path: Path, domains: Sequence[str] | None) -> No
     names = read_sidecar(path, source, ["domain"])["domain"]
     labels = [numbers.number(f"{shown(path)}, '{shown(source.key(at))}'", name) for at, name in enumerate(names)]
     source.domain_labels, source.domains = np.array(labels, np.int64), tuple(numbers.names)
+
+
+def check_place(source: FaceSource, path: str | os.PathLike[str], sidecar: Path) -> None:
+    """That a sidecar does not change what `open_source(path)` finds: a folder with a parquet file is a data set.
+
+    Raises:
+        ValueError: `sidecar` is a parquet file inside the source.
+    """
+    folder = Path(path).expanduser()
+    inside = folder.is_dir() and sidecar.resolve().is_relative_to(folder.resolve())
+    if inside and sidecar.suffix.lower() == ".parquet" and not isinstance(source, RecordSource):
+        raise ValueError(
+            f"{shown(sidecar)}: lies in the source, and {source.name} would be a parquet data set from then on; "
+            "write it elsewhere, or as a .csv"
+        )
 
 
 def label_faces(
