@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from adaptface.cli import app
 from adaptface.data import convert as module
 from adaptface.data.base import FaceSource
 from adaptface.data.convert import contents, convert
+from adaptface.data.domains import label_faces, relabel
 from adaptface.data.folder import FolderSource
 from adaptface.data.records import RecordFile, RecordWriter
 from adaptface.data.records import pack as our_pack
@@ -327,7 +330,7 @@ def test_identities_that_cannot_name_a_folder(tmp_path: Path) -> None:
     from datasets import Dataset, Features, Value
     from datasets import Image as ImageFeature
 
-    for name in ("../up", "a/b", ".hidden", "x" * 300, "trailing "):
+    for name in ("../up", "a/b", "a\\b", "..", ".hidden", "x" * 300, "nul\0"):
         rows = {"image": [{"bytes": picture(1), "path": None}] * 2, "identity": [name, "other"]}
         path = tmp_path / "faces.parquet"
         Dataset.from_dict(rows, features=Features({"image": ImageFeature(), "identity": Value("string")})).to_parquet(
@@ -336,6 +339,54 @@ def test_identities_that_cannot_name_a_folder(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="cannot name a folder; convert to parquet instead"):
             convert(path, tmp_path / "copy", progress=False)
     assert not (tmp_path.parent / "up").exists()
+
+
+def test_names_are_kept_as_they_are(folder: Path, tmp_path: Path) -> None:
+    """Joiners, of which Persian names are full, and non-breaking blanks; no terminal is asked to show them."""
+    names = [
+        "Ana\xa0Mar",
+        "\u0639\u0644\u06cc\u200c\u0631\u0636\u0627",
+        "two\nlines",
+        " blanks ",
+        'what? "x": <*>|',
+        "\xe9" * 120,
+    ]
+    for name in names:
+        (folder / name).mkdir()
+        (folder / name / "0.jpg").write_bytes(picture(40))
+    (folder / "metadata.csv").write_text(f"file,domain\n{names[1]}/0.jpg,pose\n", encoding="utf-8")
+    start = open_source(folder)
+    assert sorted(start.identities) == sorted([*PEOPLE, *names])
+    for kind, source in (("folder", folder), ("parquet", folder), ("folder", tmp_path / "parquet")):
+        target = tmp_path / (kind if source == folder else "again")
+        convert(source, target, kind, progress=False)
+        assert held(open_source(target)) == held(start)
+    for table in ("sidecar.csv", "sidecar.parquet"):
+        label_faces(start, tmp_path / table)
+        relabel(open_source(folder), tmp_path / table, None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems hold no such name")
+def test_names_that_are_not_utf8(folder: Path, tmp_path: Path) -> None:
+    (folder / os.fsdecode(b"caf\xe9")).mkdir()
+    (folder / os.fsdecode(b"caf\xe9") / "0.jpg").write_bytes(picture(40))
+    (folder / "metadata.csv").write_bytes(b"file,domain\ncaf\xe9/0.jpg,pose\n")
+    start = open_source(folder)
+    convert(folder, tmp_path / "copy", progress=False)
+    assert held(open_source(tmp_path / "copy")) == held(start) and start.fingerprint()
+    with pytest.raises(ValueError, match=r"the name 'caf\\udce9' is not UTF-8, as parquet needs it; rename it first"):
+        convert(folder, tmp_path / "parquet", "parquet", progress=False)
+
+
+def test_names_that_differ_by_case_only(tmp_path: Path) -> None:
+    for number, name in enumerate(("Ana", "ana")):
+        (tmp_path / f"{number}.jpg").write_bytes(picture(40 * number))
+        with (tmp_path / "list.txt").open("a") as file:
+            file.write(f"{number}.jpg {name}\n")
+    with pytest.raises(
+        ValueError, match="'Ana' and 'ana' differ by case only and would be one folder on other systems"
+    ):
+        convert(tmp_path / "list.txt", tmp_path / "copy", progress=False)
 
 
 def test_command(folder: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class LabelledFaces(ABC):
 
     Attributes:
         name (`str`): what messages and logs call this source.
-        identities (`list[str]`): identity names; the index is the label.
+        identities (`list[str]`): identity names as the data has them; the index is the label. For messages see `shown`.
     """
 
     name: str
@@ -121,7 +121,7 @@ class FaceSource(LabelledFaces):
     ):
         used, labels = np.unique(identity_codes, return_inverse=True)
         self.name = name
-        self.identities = [shown(identity_names[code]) for code in used]
+        self.identities = [identity_names[code] for code in used]
         self.labels = labels.astype(np.int64)
         self.domain_labels = domain_labels.astype(np.int64)
         self.domains = tuple(domains)
@@ -129,7 +129,8 @@ class FaceSource(LabelledFaces):
             raise ValueError(f"{name}: holds no image")
         if len(self.identities) < 2:
             raise ValueError(
-                f"{name}: all {len(self)} images belong to one identity, '{self.identities[0]}'; training "
+                f"{name}: all {len(self)} images belong to one identity, '{shown(self.identities[0])}'; "
+                "training "
                 "needs two or more: give the folder that directly holds the identity folders, or check the labels"
             )
 
@@ -159,7 +160,7 @@ class FaceSource(LabelledFaces):
         return f"{len(self)} images of {len(self.identities)} identities, {labelled} with a domain label"
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256("\n".join(self.identities).encode("utf-8"))
+        digest = hashlib.sha256("\n".join(self.identities).encode("utf-8", "surrogatepass"))
         digest.update(np.ascontiguousarray(self.labels).tobytes())
         digest.update(np.ascontiguousarray(self.domain_labels).tobytes())
         for index in self.sample(FINGERPRINT_IMAGES):

@@ -205,10 +205,16 @@ def _by_identity(faces: FaceSource) -> Iterator[tuple[int, int, int]]:
 
 
 def _write_folder(folder: Path, faces: FaceSource, progress: bool) -> None:
+    folded: dict[str, str] = {}
     for name in faces.identities:
-        if name.startswith(".") or set(name) & set('/\\:*?"<>|\0') or len(name.encode()) > 200 or name != name.strip():
+        if not _can_name_a_folder(name):
             raise ValueError(
                 f"{faces.name}: the identity '{shown(name)}' cannot name a folder; convert to parquet instead"
+            )
+        if (other := folded.setdefault(name.casefold(), name)) != name:
+            raise ValueError(
+                f"{faces.name}: the identities '{shown(other)}' and '{shown(name)}' differ by case only and would be "
+                "one folder on other systems; rename one, or convert to parquet instead"
             )
     rows = []
     bar = tqdm(total=len(faces), desc="write", unit="img", disable=not progress)
@@ -220,13 +226,22 @@ def _write_folder(folder: Path, faces: FaceSource, progress: bool) -> None:
             file.parent.mkdir(exist_ok=True)
         if not file.is_file() or file.stat().st_size != len(image):  # else it was written before
             file.write_bytes(image)
-        rows.append((f"{identity}/{file.name}", identity, _domain(faces, index)))
+        rows.append((f"{identity}/{file.name}", _domain(faces, index)))
         bar.update()
     bar.close()
-    if any(domain for *_, domain in rows):
-        with (folder / "metadata.csv").open("w", encoding="utf-8", newline="") as stream:
+    if any(domain for _, domain in rows):
+        with (folder / "metadata.csv").open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
             writer = csv.writer(stream, lineterminator="\n")
-            writer.writerows([("file", "identity", "domain"), *rows])
+            writer.writerows([("file", "domain"), *rows])
+
+
+def _can_name_a_folder(name: str) -> bool:
+    """Whether this system can hold a folder of this name, and a reader of image folders finds it."""
+    refused = set('/\\:*?"<>|\0' if os.name == "nt" else "/\\\0")
+    trimmed = name.rstrip(". ") if os.name == "nt" else name
+    return (
+        bool(name) and trimmed == name and name[0] != "." and not refused & set(name) and len(os.fsencode(name)) < 256
+    )
 
 
 def _write_records(path: Path, faces: FaceSource, progress: bool) -> None:
@@ -276,6 +291,11 @@ def _write_parquet(folder: Path, faces: FaceSource, progress: bool) -> None:
     columns = {"image": Image(), "identity": Value("string"), "domain": Value("string")}
     if not (faces.domain_labels != UNLABELLED).any():
         del columns["domain"]
+    for name in (*faces.identities, *faces.domains):
+        if any("\ud800" <= char <= "\udfff" for char in name):  # bytes of a file name
+            raise ValueError(
+                f"{faces.name}: the name '{shown(name)}' is not UTF-8, as parquet needs it; rename it first"
+            )
     schema = Features(columns).arrow_schema
     bar = tqdm(total=len(faces), desc="write", unit="img", disable=not progress)
     order = [index for *_, index in _by_identity(faces)]

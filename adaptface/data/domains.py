@@ -342,7 +342,7 @@ def read_sidecar(path: Path, source: FaceSource, columns: Sequence[str]) -> dict
         listed[at] = True
         identity = source.identities[source.labels[at]]
         if (other := str(row.get("identity", identity))) != identity:
-            others.append(f"{where}: '{shown(row['file'])}' is of '{identity}', not of '{shown(other)}'")
+            others.append(f"{where}: '{shown(row['file'])}' is of '{shown(identity)}', not of '{shown(other)}'")
         for column in columns:
             found[column][at] = row[column]
     missing = [f"'{shown(source.key(at))}' has no row" for at in np.flatnonzero(~listed).tolist()]
@@ -492,7 +492,7 @@ def _write(path: Path, columns: Mapping[str, np.ndarray], as_parquet: bool) -> N
         try:
             table = pa.table({name: pa.array(columns[name], from_pandas=True) for name in COLUMNS})  # NaN: null
         except UnicodeEncodeError as error:
-            raise ValueError(f"{error.object!r}: parquet holds no file name that is not UTF-8; write a .csv") from error
+            raise ValueError(f"{error.object!r}: parquet holds no name that is not UTF-8; write a .csv") from error
         write_table(table, path)
         return
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:

@@ -92,7 +92,7 @@ class StreamSource(LabelledFaces):
                 f"all is read; write the set again after `dataset.class_encode_column('{self._identity}')`, or read "
                 "it whole, with stream: false"
             )
-        self.identities = [shown(identity) for identity in feature.names]
+        self.identities = list(feature.names)
         self._labels = {identity: label for label, identity in enumerate(feature.names)}
         if len(self.identities) < 2:
             raise ValueError(f"{name}: column '{self._identity}' names {len(self.identities)} identities; give two")
@@ -161,7 +161,7 @@ class StreamSource(LabelledFaces):
 
     def fingerprint(self) -> str:
         """See `LabelledFaces`; of labels and images only the first are seen."""
-        digest = hashlib.sha256("\n".join([str(len(self)), *self.identities]).encode("utf-8"))
+        digest = hashlib.sha256("\n".join([str(len(self)), *self.identities]).encode("utf-8", "surrogatepass"))
         for row in self._first:
             digest.update(f"{row.label} {row.domain}\n".encode())
             with suppress(OSError):
