@@ -3,7 +3,21 @@
 import math
 from typing import Any
 
+import transformers
 from transformers import Dinov2Config, PretrainedConfig
+from transformers.utils import logging
+from transformers.utils.versions import require_version
+
+# From the oldest version that CI tests up to a major one that nobody knows; pyproject.toml and README say the same.
+OLDEST_TRANSFORMERS, UNKNOWN_TRANSFORMERS = "4.57", "6"
+require_version(
+    f"transformers>={OLDEST_TRANSFORMERS}", f"For AdaptFace pip install -U 'transformers>={OLDEST_TRANSFORMERS}'"
+)
+if int(transformers.__version__.split(".")[0]) >= int(UNKNOWN_TRANSFORMERS):
+    logging.get_logger(__name__).warning(
+        f"AdaptFace is tested up to transformers {UNKNOWN_TRANSFORMERS}, this is {transformers.__version__}: look for "
+        f"a newer release of this model, or pip install 'transformers<{UNKNOWN_TRANSFORMERS}'"
+    )
 
 ADAPTATIONS = ("lora", "frozen", "full")
 ADAPTER_TARGETS = ("attention", "attention+mlp", "all-linear")

@@ -3,7 +3,8 @@
     setup       make the virtual environment and install the project with the versions of constraints.txt
     quickstart  setup, then render faces, train, evaluate and stage a release (CPU, a few minutes)
     check       setup, then format, lint, types and the fast tests
-    test        setup, then everything: check, and the slow, distributed and real-face tests
+    test        setup, then everything: check, and the slow, distributed and real-face tests; releases also with the
+                oldest transformers that is supported, in an environment of its own
     fix         setup, then mend what the formatter and linter can mend
 
 The environment lives in .venv, or in the folder that ADAPTFACE_VENV names. Only the standard library is used here.
@@ -19,31 +20,41 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = Path(os.environ.get("ADAPTFACE_VENV", ROOT / ".venv")).absolute()
-PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+OLDEST = ENVIRONMENT.with_name(f"{ENVIRONMENT.name}-oldest")  # the oldest libraries that load a release
 RUN = "runs/quickstart"
 
 
-def run(*arguments: str) -> None:
+def python_of(environment: Path) -> Path:
+    return environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def run(*arguments: str, python: Path | None = None) -> None:
     """Runs the environment's Python with `arguments` in the project's root; ends the task if that fails."""
     print("$ python", *arguments, flush=True)
-    done = subprocess.run([str(PYTHON), *arguments], cwd=ROOT, check=False)
+    done = subprocess.run([str(python or python_of(ENVIRONMENT)), *arguments], cwd=ROOT, check=False)
     if done.returncode:
         sys.exit(done.returncode)
 
 
 def setup() -> None:
     """Installs what pyproject.toml and constraints.txt ask for, unless this was done before."""
-    wanted = b"".join((ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt"))
-    digest = hashlib.sha256(wanted + str(ROOT).encode()).hexdigest()
-    stamp = ENVIRONMENT / "adaptface-setup"
+    install(ENVIRONMENT, "pyproject.toml", "constraints.txt", options=["-c", "constraints.txt", "-e", ".[test]"])
+
+
+def install(environment: Path, *wanted: str, options: list[str]) -> None:
+    """Makes a virtual environment and has pip install what the files `wanted` say, unless this was done before."""
+    content = b"".join((ROOT / name).read_bytes() for name in wanted)
+    digest = hashlib.sha256(content + str(ROOT).encode()).hexdigest()
+    stamp = environment / "adaptface-setup"
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == digest:
         return
-    print(f"installing into {ENVIRONMENT}: some minutes the first time", flush=True)
+    print(f"installing into {environment}: some minutes the first time", flush=True)
+    python = python_of(environment)
     # An interrupted or half-made environment has no working pip: make it anew.
-    probe = [str(PYTHON), "-m", "pip", "--version"]
-    if not PYTHON.is_file() or subprocess.run(probe, capture_output=True, check=False).returncode:
-        venv.create(ENVIRONMENT, with_pip=True, clear=True)
-    run("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", "constraints.txt", "-e", ".[test]")
+    probe = [str(python), "-m", "pip", "--version"]
+    if not python.is_file() or subprocess.run(probe, capture_output=True, check=False).returncode:
+        venv.create(environment, with_pip=True, clear=True)
+    run("-m", "pip", "install", "--quiet", "--disable-pip-version-check", *options, python=python)
     stamp.write_text(digest, encoding="utf-8")
 
 
@@ -55,7 +66,7 @@ def quickstart() -> None:
         "--benchmark", f"{RUN}/synthetic/dev_pairs.csv", "--write_thresholds", "dev_pairs",
         "--output_dir", f"{RUN}/results",
     )  # fmt: skip
-    run("-m", "adaptface.release", RUN)
+    run("-m", "adaptface.cli", "release", RUN)
 
 
 def check() -> None:
@@ -69,6 +80,8 @@ def check() -> None:
 def test() -> None:
     """What CI runs."""
     check()
+    install(OLDEST, "constraints-oldest.txt", options=["-r", "constraints-oldest.txt"])
+    os.environ["ADAPTFACE_OLD_PYTHON"] = str(python_of(OLDEST))
     run("-m", "pytest", "-q", "-m", "slow or distributed")
 
 

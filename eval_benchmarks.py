@@ -141,6 +141,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         if len(values) not in (1, peers):
             parser.error(f"--{name} is given {len(values)} times for {peers} --onnx: give it once, or once for each")
         setattr(options, name, values * peers if len(values) == 1 else values)
+    if twice := _given_twice(options):
+        parser.error(f"{twice} is given twice: leave one out")
     if options.write_thresholds and not options.model:
         parser.error("--write_thresholds without --model, whose config they belong into")
     for name in options.model if options.write_thresholds else ():
@@ -149,6 +151,22 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     if options.output_dir.exists() and not options.output_dir.is_dir():
         parser.error(f"--output_dir {options.output_dir} is a file")
     return options
+
+
+def _given_twice(options: argparse.Namespace) -> str | None:
+    """What of the embedders and benchmarks is the same, options included, as another one."""
+    peers = zip(options.onnx, options.onnx_size, options.onnx_mean, options.onnx_std, strict=True)
+    given = [("onnx", str(path), size, *mean, *std) for path, size, mean, std in peers]
+    given += [
+        (of, str(name)) for of in ("model", "zero_shot", "embeddings", "benchmark") for name in getattr(options, of)
+    ]
+    seen = set()
+    for of, name, *more in given:
+        place = (of, Path(name).resolve() if Path(name).exists() else name, *more)
+        if place in seen:
+            return f"--{of} {name}"
+        seen.add(place)
+    return None
 
 
 def _positive(text: str) -> int:
@@ -199,8 +217,6 @@ def load_benchmarks(options: argparse.Namespace) -> list[Benchmark]:
     for path, benchmark in zip(options.benchmark, benchmarks, strict=True):
         if not options.allow_suspect_labels:
             refuse_suspect(path, benchmark.suspect_labels())
-        if options.embeddings and isinstance(benchmark, TemplateSet):
-            raise ValueError(f"{path}: its templates weigh images by the norm of their features; --embeddings has none")
     names = [benchmark.name for benchmark in benchmarks if isinstance(benchmark, PairSet)]
     if options.write_thresholds and names.count(options.write_thresholds) != 1:
         raise ValueError(
@@ -229,9 +245,8 @@ def evaluate_all(
             if isinstance(benchmark, PairSet):
                 found = evaluate_pairs(embedder, benchmark, **common)
             else:
-                assert not isinstance(embedder, StoredEmbeddings)  # load_benchmarks refuses that
                 found = evaluate_templates(embedder, benchmark, **common)
-            yield embedder, found.result, Scored(embedder.name, benchmark, found.similarities)
+            yield embedder, found.result, Scored(benchmark, found.similarities)
         del embedder
 
 

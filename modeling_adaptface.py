@@ -16,6 +16,7 @@ import inspect
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers import Dinov2Config, Dinov2Model, PreTrainedModel
@@ -37,6 +39,9 @@ except ImportError:  # imported as a script beside its siblings, not as a packag
     from configuration_adaptface import AdaptFaceConfig
 
 _DAMAGED = "the weights file is damaged or cut off; fetch it or save it again"
+
+# Patterns of tensors' names in earlier releases, and what stands in their place now; see UPGRADING.md.
+RENAMED_KEYS: dict[str, str] = {}
 
 # What says where to look on the Hub; the rest of `from_pretrained`'s arguments concern the adapters only.
 _HUB_OPTIONS = ("cache_dir", "local_files_only", "token", "proxies")
@@ -201,10 +206,11 @@ class DomainLoRA(nn.Module):
         Args:
             domain_mix (`torch.FloatTensor` of shape `(K,)`): mixing weights.
         Returns:
-            `torch.FloatTensor` of shape `(out_features, in_features)`, float32.
+            `torch.FloatTensor` of shape `(out_features, in_features)`, float32, or float64 of float64 weights.
         """
-        mix = domain_mix.to(self.lora_A.device, torch.float32)
-        return self.scaling * torch.einsum("k,kro,kri->oi", mix, self.lora_B.float(), self.lora_A.float())
+        dtype = torch.promote_types(self.lora_A.dtype, torch.float32)
+        mix, a, b = (part.to(self.lora_A.device, dtype) for part in (domain_mix, self.lora_A, self.lora_B))
+        return self.scaling * torch.einsum("k,kro,kri->oi", mix, b, a)
 
     def extra_repr(self) -> str:
         (experts, rank, width), out = self.lora_A.shape, self.lora_B.shape[-1]
@@ -276,25 +282,21 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
         config._validate()  # again: `from_pretrained(..., name=value)` sets fields after the configuration was made
         super().__init__(config)
         base: Dinov2Config = config.backbone_config
-        width, inner = base.hidden_size, int(base.hidden_size * base.mlp_ratio)
-        if base.use_swiglu_ffn:  # two matrices in; transformers keeps two thirds of the width, in steps of 8
-            inner = (int(inner * 2 / 3) + 7) // 8 * 8
+        width, shapes = base.hidden_size, target_shapes(base)
 
-        def lora(in_features: int, out_features: int) -> DomainLoRA:
+        def lora(target: str) -> DomainLoRA:
+            in_features, parts = shapes[target]
             return DomainLoRA(
-                in_features, out_features, config.num_domains, config.lora_rank, config.scaling, config.lora_dropout
+                in_features, sum(parts), config.num_domains, config.lora_rank, config.scaling, config.lora_dropout
             )
 
+        targets = ("qkv", "proj") if config.adapter_targets == "attention" else ("qkv", "proj", "fc1", "fc2")
         self.adapters = nn.ModuleDict()
         self.patch_adapter = None
         for layer in config.adapted_layers:
-            adapters = {"qkv": lora(width, 3 * width), "proj": lora(width, width)}
-            if config.adapter_targets != "attention":
-                adapters["fc1"] = lora(width, 2 * inner if base.use_swiglu_ffn else inner)
-                adapters["fc2"] = lora(inner, width)
-            self.adapters[str(layer)] = nn.ModuleDict(adapters)
+            self.adapters[str(layer)] = nn.ModuleDict({target: lora(target) for target in targets})
         if config.adapted_layers and config.adapter_targets == "all-linear":
-            self.patch_adapter = lora(base.num_channels * base.patch_size**2, width)
+            self.patch_adapter = lora("patch")
         self.router = None
         if config.has_router:
             self.router = DomainRouter(width, config.router_hidden_size, config.num_domains, config.router_dropout)
@@ -343,7 +345,7 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
             raise TypeError(f"from_backbone: {', '.join(unknown)}: no field of {cls.config_class.__name__}")
         hub = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
         base_config, commit = _fetch_base_config(backbone, revision, hub)
-        digest = weights_sha256(backbone, commit or revision, hub)
+        digest = _base_sha256(backbone, commit or revision, hub)
         config = cls.config_class(
             backbone=Path(backbone).as_posix() if isinstance(backbone, os.PathLike) else backbone,
             backbone_revision=commit,
@@ -356,6 +358,101 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
         model = cls(config, defer_backbone=True).to(dtype or torch.float32)
         model._load_backbone(hub, verified=True)
         return model.eval()
+
+    @classmethod
+    def from_peft(
+        cls,
+        adapter: str | os.PathLike,
+        *,
+        subfolder: str = "",
+        revision: str | None = None,
+        backbone: str | os.PathLike | None = None,
+        backbone_revision: str | None = None,
+        dtype: torch.dtype | None = None,
+        attn_implementation: str | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **config_kwargs: Any,
+    ) -> "AdaptFaceModel":
+        """A plain PEFT LoRA of a Dinov2 model as a model with one expert; its projection is untrained.
+
+        The model's CLS before the projection is that of the PEFT model. q, k and v share `lora_A` here: matrices A that
+        differ are stacked, which takes the sum of their ranks, and every module gets the largest rank. Where the
+        adapter has nothing, `lora_B` is zero and `lora_A` is new, so that it changes nothing and can be trained. The
+        tensors in the file say what is adapted. peft itself is not needed.
+
+        Args:
+            adapter (`str` or path): Hub id or local folder with adapter_config.json and adapter_model.safetensors; the
+                names of modules may be those of newer or of older transformers, or both.
+            subfolder (`str`): folder in it, such as `peft`.
+            revision (`str`, *optional*): branch, tag or commit of the adapter.
+            backbone (`str` or path, *optional*): the base, if not the one that adapter_config.json names.
+            backbone_revision (`str`, *optional*): its revision; default: the one of adapter_config.json, unless
+                `backbone` is given.
+            dtype, attn_implementation, cache_dir, local_files_only, token: as in `from_backbone`.
+            config_kwargs: fields of [`AdaptFaceConfig`] that the adapter does not determine.
+        Returns:
+            `AdaptFaceModel` in evaluation mode.
+        Raises:
+            OSError: the adapter or the base cannot be found or fetched.
+            TypeError: the adapter determines a field that was given, or the configuration has no such field.
+            ValueError: the adapter is no plain LoRA, is damaged, or does not fit the base; names file, key and remedy.
+        Source: peft 0.21, tuners/lora/layer.py (scaling), utils/other.py:get_pattern_key.
+        """
+        determined = {"adaptation", "adapter_targets", "adapter_layers", "lora_rank", "lora_alpha", "use_rslora"}
+        if given := sorted(determined & set(config_kwargs)):
+            raise TypeError(f"from_peft: {', '.join(given)}: the adapter determines it; leave it out")
+        if len(config_kwargs.setdefault("domains", ["general"])) != 1:
+            raise ValueError(f"domains={config_kwargs['domains']!r}: a PEFT adapter is one expert; give one name")
+        hub = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
+        file, settings = _peft_settings(adapter, subfolder, revision, hub)
+        weights, tensors = _peft_tensors(adapter, subfolder, revision, hub)
+        name = backbone or settings.get("base_model_name_or_path")
+        if not name:
+            raise ValueError(f"{file}: base_model_name_or_path is empty; say which base it is by backbone=")
+        if backbone is None and backbone_revision is None:
+            backbone_revision = settings.get("revision")
+        try:
+            base, commit = _fetch_base_config(name, backbone_revision, hub)
+        except OSError as error:
+            raise OSError(f"{file}: {error} Or give backbone=, a Hub id or a folder.") from error
+        found = _peft_updates(file, settings, weights, tensors, base)
+
+        ranks = {place: sum(a.shape[0] for a, _ in groups) for place, groups in found.items()}
+        rank, rslora = max(ranks.values()), bool(settings.get("use_rslora"))
+        alpha = settings["lora_alpha"]
+        if rank != settings["r"]:  # the scaling that the adapter's own rank gives
+            alpha *= math.sqrt(rank / settings["r"]) if rslora else rank / settings["r"]
+        layers = sorted({layer for layer, _ in found if layer is not None})
+        targets = {target for _, target in found}
+        wanted = "all-linear" if "patch" in targets else "attention+mlp" if targets & {"fc1", "fc2"} else "attention"
+        model = cls.from_backbone(
+            name,
+            revision=commit or backbone_revision,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+            adapter_targets=wanted,
+            adapter_layers=None if len(layers) == base.num_hidden_layers else layers or [0],
+            lora_rank=rank,
+            lora_alpha=float(alpha),
+            use_rslora=rslora,
+            **{"lora_dropout": settings.get("lora_dropout") or 0.0, **config_kwargs},
+        )
+        with torch.no_grad():
+            for (layer, target), groups in found.items():
+                lora: Any = model.patch_adapter if layer is None else model._adapters_of(layer)[target]
+                first = 0
+                for a, updates in groups:  # a (r, in)
+                    rows = slice(first, first + a.shape[0])
+                    lora.lora_A[0, rows] = a.to(lora.lora_A.dtype)
+                    for columns, b in updates:  # b (out, r)
+                        lora.lora_B[0, rows, columns] = b.T.to(lora.lora_B.dtype)
+                    first = rows.stop
+        return model
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
@@ -375,6 +472,8 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
             kwargs["device_map"] = _one_device(device_map)
         hub = {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
         kwargs["ignore_mismatched_sizes"] = True  # they are refused below, by name
+        if RENAMED_KEYS:
+            kwargs.setdefault("key_mapping", RENAMED_KEYS)
         source = pretrained_model_name_or_path or "the given state dict"
         try:
             model, info = super().from_pretrained(
@@ -382,13 +481,22 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
             )
         except SafetensorError as error:
             raise ValueError(f"{source}: {_DAMAGED} ({error})") from error
+        except OSError as error:
+            if error.errno is None:  # transformers' own words
+                raise
+            raise OSError(
+                f"{source}: its files could not be stored or read: {error}. Check the space on the disk and the rights "
+                "to the cache, then load it again"
+            ) from error
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if info.get(kind):
                 raise ValueError(
-                    f"{source}: the weights do not fit config.json ({kind.replace('_', ' ')}: {_listed(info[kind])}). "
+                    f"{source}: the weights do not fit config.json ({kind.replace('_', ' ')}: {listed(info[kind])}). "
                     "The files are incomplete or of different models; download or save the model again."
                 )
         _require_finite(model, f"{source}")
+        if RENAMED_KEYS:
+            model._weight_conversions = None  # transformers 5 would save it under its old names
         if model.backbone is None:
             model._load_backbone(hub)
         return (model, info) if output_loading_info else model
@@ -409,7 +517,7 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
             details = ", ".join(f"{k} {getattr(base_config, k)!r} instead of {getattr(wanted, k)!r}" for k in differing)
             raise ValueError(f"base {name!r} is not the one this model was made for: {details}")
         if not verified:
-            digest = weights_sha256(name, revision, hub)
+            digest = _base_sha256(name, revision, hub)
             if digest != config.backbone_sha256:
                 raise ValueError(
                     f"base {name!r} (revision {revision}) has other weights than this model was trained on: SHA-256 "
@@ -431,7 +539,7 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
             raise ValueError(f"base {name!r} (revision {revision}): {_DAMAGED} ({error})") from error
         lacking = [*info["missing_keys"], *(info.get("mismatched_keys") or ())]
         if lacking:
-            raise ValueError(f"base {name!r} (revision {revision}) is incomplete: no tensor for {_listed(lacking)}")
+            raise ValueError(f"base {name!r} (revision {revision}) is incomplete: no tensor for {listed(lacking)}")
         _require_finite(base, f"base {name!r}")
         self.backbone = base.to(self.device)
         self._freeze_backbone()
@@ -450,12 +558,15 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
 
         Raises:
             ValueError: the base is pinned by no digest, as a random one is: what is saved could not be loaded again.
+                With `push_to_hub=True` also what [`~AdaptFaceModel.push_to_hub`] refuses.
         """
         if self.config.adaptation != "full" and self.config.backbone_sha256 is None:
             raise ValueError(
                 "this model's base is random or unknown (config.backbone_sha256 is None), and is not saved; adapters "
                 "are worth nothing without it: build the model with AdaptFaceModel.from_backbone"
             )
+        if kwargs.get("push_to_hub"):
+            self._require_publishable()
         state = kwargs.pop("state_dict", None)
         state = self.state_dict() if state is None else state
         if self.config.adaptation != "full":
@@ -463,6 +574,31 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
         super().save_pretrained(save_directory, state_dict=state, **kwargs)
         for file in Path(save_directory).glob("*.safetensors"):  # safetensors makes them private to their owner
             shutil.copymode(Path(save_directory) / "config.json", file)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Uploads what `save_pretrained` writes, in one commit; never a weight of the base.
+
+        Takes the arguments of `PreTrainedModel.push_to_hub`.
+
+        Raises:
+            ValueError: the weights are those of a whole base (`adaptation="full"`), or the base is a folder of this
+                machine, so that nobody else could load the model.
+        """
+        self._require_publishable()
+        return super().push_to_hub(*args, **kwargs)
+
+    def _require_publishable(self) -> None:
+        name = self.config.backbone
+        if self.config.adaptation == "full":
+            raise ValueError(
+                f"adaptation='full': this would publish every weight of {name}, changed; if its licence permits that, "
+                "use save_pretrained and upload the folder, or `adaptface release RUN --allow_full --push`"
+            )
+        if os.path.isabs(name) or os.path.isdir(name):
+            raise ValueError(
+                f"the base is the folder {name} of this machine, so that nobody else could load the model; set "
+                "config.backbone and config.backbone_revision to its Hub id and commit"
+            )
 
     # --------------------------------------------------------------------------------------------------- computing
 
@@ -633,7 +769,7 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
         def add(linears: Sequence[nn.Linear], adapter: DomainLoRA, weights: torch.Tensor) -> None:
             delta = adapter.delta_weight(weights)
             for linear, part in zip(linears, delta.split([lin.out_features for lin in linears]), strict=True):
-                linear.weight.copy_(linear.weight.float() + part)
+                linear.weight.copy_(linear.weight.to(part.dtype) + part)
 
         for index in config.adapted_layers:
             block, adapters = merged.encoder.layer[index], self._adapters_of(index)
@@ -646,7 +782,7 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
         if self.patch_adapter is not None:
             convolution = merged.embeddings.patch_embeddings.projection
             delta = self.patch_adapter.delta_weight(prior).view_as(convolution.weight)
-            convolution.weight.copy_(convolution.weight.float() + delta)
+            convolution.weight.copy_(convolution.weight.to(delta.dtype) + delta)
         return merged.eval()
 
     def summary(self) -> dict[str, float]:
@@ -704,6 +840,37 @@ def _mlp_linears(mlp: Any) -> tuple[list[nn.Linear], Any, nn.Linear]:
     return [mlp.fc1], getattr(mlp, "activation_fn", None) or mlp.activation, mlp.fc2
 
 
+def target_shapes(base: Dinov2Config) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Adaptable matrices of a base: target -> width in, widths out of the matrices that are fused in it."""
+    width, inner = base.hidden_size, int(base.hidden_size * base.mlp_ratio)
+    if base.use_swiglu_ffn:  # two matrices in; transformers keeps two thirds of the width, in steps of 8
+        inner = (int(inner * 2 / 3) + 7) // 8 * 8
+    return {
+        "qkv": (width, (width, width, width)),
+        "proj": (width, (width,)),
+        "fc1": (width, (inner, inner) if base.use_swiglu_ffn else (inner,)),
+        "fc2": (inner, (width,)),
+        "patch": (base.num_channels * base.patch_size**2, (width,)),
+    }
+
+
+PATCH_MODULE = "embeddings.patch_embeddings.projection"
+
+
+def block_modules(base: Dinov2Config) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Modules of a block, by the names of newer and of older transformers: name -> target, parts of it."""
+    modules: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for part, (new, old) in enumerate((("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"))):
+        modules[f"attention.{new}"] = modules[f"attention.attention.{old}"] = ("qkv", (part,))
+    modules["attention.o_proj"] = modules["attention.output.dense"] = ("proj", (0,))
+    if base.use_swiglu_ffn:
+        modules |= {"mlp.gate_proj": ("fc1", (0,)), "mlp.up_proj": ("fc1", (1,)), "mlp.weights_in": ("fc1", (0, 1))}
+        modules |= {"mlp.down_proj": ("fc2", (0,)), "mlp.weights_out": ("fc2", (0,))}
+    else:
+        modules |= {"mlp.fc1": ("fc1", (0,)), "mlp.fc2": ("fc2", (0,))}
+    return modules
+
+
 def _fused(linears: Sequence[nn.Linear], x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weights and biases of matrices with one input, stacked, in the dtype that autocast wants for `x`."""
     device = x.device.type
@@ -738,11 +905,7 @@ def _fetch_base_config(
         if file is None:
             raise OSError("there is no config.json")
     except (OSError, ValueError) as error:  # ValueError: transformers 4, a path that is not there
-        at = f" at revision {revision}" if revision else ""
-        raise OSError(
-            f"the base {str(backbone)!r}{at} could not be loaded: {error}\nThe adapters need it: check the name, the "
-            "network or the cache, or set config.backbone to a local copy."
-        ) from error
+        raise _no_base(backbone, revision, error) from error
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
         kind = content.get("model_type")
@@ -756,6 +919,180 @@ def _fetch_base_config(
             "one whose config.json says model_type 'dinov2'"
         )
     return Dinov2Config(**{k: v for k, v in content.items() if k != "model_type"}), extract_commit_hash(file, None)
+
+
+def _base_sha256(backbone: str | os.PathLike, revision: str | None, hub: dict[str, Any]) -> str:
+    """SHA-256 of a base's weights, which are fetched for it."""
+    try:
+        return weights_sha256(backbone, revision, hub)
+    except OSError as error:
+        raise _no_base(backbone, revision, error) from error
+
+
+def _no_base(backbone: str | os.PathLike, revision: str | None, error: Exception) -> OSError:
+    at = f" at revision {revision}" if revision else ""
+    return OSError(
+        f"the base {str(backbone)!r}{at} could not be loaded: {error}\nThe adapters need it: check the name, the "
+        "network, the space on the disk or the cache, or set config.backbone to a local copy."
+    )
+
+
+# ------------------------------------------------------------------------------------------------ adapters of PEFT
+
+# Options of a LoRA that change what is computed, or that train more than the pair of an A and a B.
+_PEFT_BEYOND_PLAIN = (
+    "alora_invocation_tokens", "arrow_config", "fan_in_fan_out", "kasa_config", "layer_replication", "lora_bias",
+    "modules_to_save", "monteclora_config", "target_parameters", "trainable_token_indices", "use_bdlora", "use_dora",
+    "use_qalora",
+)  # fmt: skip
+_PEFT_KEEPS_BASE = (None, True, False, "gaussian", "eva", "orthogonal")  # starts that leave the base's weights alone
+_PEFT_KEY = re.compile(
+    rf"base_model\.model\.(?P<module>encoder\.layer\.(?P<layer>\d+)\.(?P<name>.+)|{re.escape(PATCH_MODULE)})"
+    r"\.lora_(?P<half>[AB])\.weight"
+)
+_Place = tuple[int | None, str]  # block (None: before the blocks), target
+_Groups = list[tuple[torch.Tensor, list[tuple[slice, torch.Tensor]]]]  # A (r, in), and each B (out, r) on it
+
+
+def _peft_file(adapter: str | os.PathLike, name: str, subfolder: str, revision: str | None, hub: dict[str, Any]) -> str:
+    """Path of a file of an adapter."""
+    file = cached_file(
+        adapter, name, subfolder=subfolder, revision=revision, _raise_exceptions_for_missing_entries=False, **hub
+    )
+    if file is None:
+        raise OSError(
+            f"{str(adapter)!r} has no {f'{subfolder}/' if subfolder else ''}{name}: give a PEFT adapter saved as "
+            "safetensors, and subfolder= where it is not in the root"
+        )
+    return file
+
+
+def _peft_settings(
+    adapter: str | os.PathLike, subfolder: str, revision: str | None, hub: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """Path and content of adapter_config.json; refuses what is no plain LoRA."""
+    file = _peft_file(adapter, "adapter_config.json", subfolder, revision, hub)
+    try:
+        settings = json.loads(Path(file).read_text(encoding="utf-8"))
+        kind = settings.get("peft_type")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file}: it is damaged ({error}); fetch or save it again") from error
+    if kind != "LORA":
+        raise ValueError(f"{file}: peft_type {kind!r}: only LORA can be read; merge it into its base, or train a LoRA")
+    for key in _PEFT_BEYOND_PLAIN:
+        if settings.get(key):
+            raise ValueError(f"{file}: {key} {settings[key]!r}: only plain LoRA can be read; train without it")
+    if settings.get("bias", "none") != "none":
+        raise ValueError(f"{file}: bias {settings['bias']!r}: the base stays frozen here; train with bias 'none'")
+    if settings.get("init_lora_weights") not in _PEFT_KEEPS_BASE:
+        raise ValueError(
+            f"{file}: init_lora_weights {settings['init_lora_weights']!r} changed the base's weights; save it from "
+            "PEFT by save_pretrained(..., path_initial_model_for_weight_conversion=...), which makes a plain LoRA of it"
+        )
+    numbers = {"r": settings.get("r"), "lora_alpha": settings.get("lora_alpha")}
+    for field in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(settings.get(field) or {}, dict):
+            raise ValueError(f"{file}: {field} {settings[field]!r}: give a mapping from names of modules to numbers")
+        numbers |= {f"{field}[{name!r}]": number for name, number in (settings.get(field) or {}).items()}
+    for key, number in numbers.items():
+        whole = key == "r" or key.startswith("rank")
+        if type(number) not in ((int,) if whole else (int, float)) or not 0 < number < math.inf:
+            raise ValueError(f"{file}: {key} {number!r}: give a {'whole' if whole else 'finite'} number above 0")
+    return file, settings
+
+
+def _peft_tensors(
+    adapter: str | os.PathLike, subfolder: str, revision: str | None, hub: dict[str, Any]
+) -> tuple[str, dict[str, torch.Tensor]]:
+    """Path and content of adapter_model.safetensors; refuses an empty and a damaged file."""
+    file = _peft_file(adapter, "adapter_model.safetensors", subfolder, revision, hub)
+    try:
+        tensors = load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file}: {_DAMAGED} ({error})") from error
+    if not tensors:
+        raise ValueError(f"{file} holds no tensor; save the adapter again from the PEFT model that was trained")
+    for key, tensor in tensors.items():
+        if not (tensor.is_floating_point() and torch.isfinite(tensor).all()):
+            raise ValueError(f"{file}: tensor {key!r} holds NaN, infinite or whole numbers; fetch or train it again")
+    return file, tensors
+
+
+def _peft_updates(
+    file: str, settings: dict[str, Any], weights: str, tensors: dict[str, torch.Tensor], base: Dinov2Config
+) -> dict[_Place, _Groups]:
+    """The adapter's updates by place; equal A of one place are one, and B are scaled by `settings`' own alpha and r.
+
+    Raises:
+        ValueError: a tensor fits no module of the base, lacks its other half, has another shape, or contradicts the
+            same module under its other name.
+    """
+    modules, shapes = block_modules(base), target_shapes(base)
+    halves: dict[str, dict[str, torch.Tensor]] = {}
+    places: dict[str, tuple[int | None, str, tuple[int, ...]]] = {}
+    for key, tensor in tensors.items():
+        match = _PEFT_KEY.fullmatch(key)
+        layer = int(match["layer"]) if match and match["layer"] else None
+        known = match and (layer is None or (layer < base.num_hidden_layers and match["name"] in modules))
+        if not known:
+            raise ValueError(
+                f"{weights}: tensor {key!r} fits no module of the base (Dinov2Model, {base.num_hidden_layers} blocks, "
+                f"modules {', '.join([*modules, PATCH_MODULE])}); train the LoRA on a Dinov2Model, and only on these"
+            )
+        assert match is not None
+        halves.setdefault(match["module"], {})[match["half"]] = tensor
+        places[match["module"]] = (layer, *(("patch", (0,)) if layer is None else modules[match["name"]]))
+
+    def chosen(field: str, module: str, default: float) -> float:
+        """The number of the first pattern that the end of a module's name matches, as PEFT finds it."""
+        for pattern, number in (settings.get(field) or {}).items():
+            try:
+                if re.match(rf"(.*\.)?({pattern})$", module):
+                    return number
+            except re.error as error:
+                raise ValueError(f"{file}: {field} {pattern!r} is no regular expression ({error})") from error
+        return default
+
+    power = 0.5 if settings.get("use_rslora") else 1
+    scaling = settings["lora_alpha"] / settings["r"] ** power
+    slots: dict[tuple[int | None, str, int], tuple[torch.Tensor, torch.Tensor, str]] = {}
+    for module, pair in halves.items():
+        layer, target, parts = places[module]
+        rank = int(chosen("rank_pattern", module, settings["r"]))
+        wide, outs = shapes[target]
+        out = sum(outs[part] for part in parts)
+        kernel = (base.num_channels, base.patch_size, base.patch_size)
+        wanted: dict[str, tuple[int, ...]] = {"A": (rank, wide), "B": (out, rank)}
+        if layer is None:
+            wanted = {"A": (rank, *kernel), "B": (out, rank, 1, 1)}
+        for half, shape in wanted.items():
+            key = f"base_model.model.{module}.lora_{half}.weight"
+            if half not in pair:
+                raise ValueError(f"{weights}: tensor {key!r} is missing, its other half is there; save it again")
+            if tuple(pair[half].shape) != shape:
+                raise ValueError(
+                    f"{weights}: tensor {key!r} has the shape {tuple(pair[half].shape)}, not {shape}: it is of another "
+                    "base, or of another rank than adapter_config.json says; give the two files of one adapter"
+                )
+        ratio = chosen("alpha_pattern", module, settings["lora_alpha"]) / rank**power / scaling
+        a = pair["A"].float().flatten(1)  # (r, in)
+        b = (pair["B"].double().flatten(1) * ratio).float()  # (out, r)
+        for part, b_part in zip(parts, b.split([outs[part] for part in parts]), strict=True):
+            other = slots.setdefault((layer, target, part), (a, b_part, module))
+            if not (torch.equal(other[0], a) and torch.equal(other[1], b_part)):
+                raise ValueError(
+                    f"{weights}: {module!r} and {other[2]!r} are one matrix under two names, and their tensors differ; "
+                    "leave one of them out"
+                )
+    found: dict[_Place, _Groups] = {}
+    for (layer, target, part), (a, b, _) in sorted(slots.items(), key=lambda item: item[0][2]):
+        first = sum(shapes[target][1][:part])
+        groups = found.setdefault((layer, target), [])
+        same = next((updates for other, updates in groups if torch.equal(other, a)), None)
+        if same is None:
+            groups.append((a, same := []))
+        same.append((slice(first, first + len(b)), b))
+    return found
 
 
 def weights_sha256(model: str | os.PathLike, revision: str | None, hub: dict[str, Any]) -> str:
@@ -796,7 +1133,8 @@ def _require_finite(module: nn.Module, source: str) -> None:
             )
 
 
-def _listed(keys: Any, most: int = 8) -> str:
+def listed(keys: Any, most: int = 8) -> str:
+    """The first names, in order, for a message, and how many more there are."""
     names = sorted(key if isinstance(key, str) else str(key[0]) for key in keys)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 

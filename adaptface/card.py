@@ -21,6 +21,10 @@ CODE_LICENSE = "apache-2.0"
 SYNTHETIC = "synthetic"  # `train_data` of the settings, `data` of a result
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{%|\[More Information|\bTODO\b|\bNone\b|\bnan\b")
 _LICENSE_ID = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*(\+\+)?")  # such as cc-by-nc-4.0, openrail++
+_PLOTS = {
+    "roc.png": "ROC", "det.png": "DET", "scores.png": "Similarities of genuine and impostor pairs",
+    "domains.png": "Accuracy by domain", "domain_usage.png": "Mean weight of each expert over training",
+}  # fmt: skip
 _TRAINING = {
     "adapter_targets": "adapted matrices",
     "epochs": "epochs",
@@ -46,6 +50,8 @@ def build_card(
     name: str,
     weights_sha256: str | None = None,
     license_id: str | None = None,
+    rounding: tuple[str, float] | None = None,
+    plots: Sequence[str] = (),
 ) -> ModelCard:
     """Write the README.md of a release.
 
@@ -59,6 +65,9 @@ def build_card(
         weights_sha256 (`str`, *optional*): digest of this model's weights; rows with it are this model's.
         license_id (`str`, *optional*): Hub licence id of the weights. Default: that of the code if only synthetic faces
             were used in training, else "other": the terms of the training data.
+        rounding (`tuple`, *optional*): precision that the weights were rounded to after they were measured, and the
+            smallest cosine of an embedding before and after it.
+        plots: names of the pictures in `plots/`.
     Returns:
         `ModelCard`: text and metadata; `str(card)` is the file.
     Raises:
@@ -76,8 +85,8 @@ def build_card(
         {**row, "ours": is_of(row, weights_sha256), "chosen_on": row["benchmark"] == chosen_on}
         for row in (results["results"] if results else [])
     ]
-    local, training_data = is_local(config.backbone), _training_data(settings)
-    license_id = license_id or (CODE_LICENSE if training_data == SYNTHETIC else "other")
+    local, trained_on = is_local(config.backbone), training_data(settings)
+    license_id = license_id or (CODE_LICENSE if trained_on == SYNTHETIC else "other")
     base = (
         f"the base `{Path(config.backbone).name}`"
         if local
@@ -99,7 +108,7 @@ def build_card(
             base=base,
             embedding_size=config.embedding_size,
             image_size=config.image_size,
-            warnings=_warnings(config, rows, local, training_data),
+            warnings=_warnings(config, rows, local, trained_on),
             usage=_usage(name, config),
             parameters=[
                 (part, _count(part, counts, config))
@@ -107,13 +116,16 @@ def build_card(
                 if part not in absent
             ],
             training=[
-                ("training data", _cell(training_data)),
+                ("training data", _cell(trained_on)),
                 *([("experts", _cell(", ".join(config.domains)))] if config.has_router else []),
                 *((label, _setting(settings, key)) for key, label in _TRAINING.items() if key not in absent),
             ],
-            evaluation=_evaluation(rows, settings),
+            evaluation=_evaluation(rows, settings, rounding),
+            plots=[(_PLOTS[name], f"plots/{name}") for name in _PLOTS if name in plots],
+            groups=_groups(rows),
+            peft=_peft(name, config),
             thresholds=_thresholds(config),
-            licence=_licence(license_id, training_data),
+            licence=_licence(license_id, trained_on),
         )
     )
     if left := _PLACEHOLDER.search(text):
@@ -209,14 +221,14 @@ def _count(part: str, counts: Mapping[str, float], config: AdaptFaceConfig) -> s
     return f"{counts[part]:,}{experts if part == 'adapters' else ''}"
 
 
-def _warnings(config: AdaptFaceConfig, rows: Sequence[Mapping[str, Any]], local: bool, training_data: str) -> list[str]:
+def _warnings(config: AdaptFaceConfig, rows: Sequence[Mapping[str, Any]], local: bool, trained_on: str) -> list[str]:
     warnings = []
     if local and config.adaptation != "full":
         warnings.append(
             f"Development release: its base is the local folder {Path(config.backbone).name} of the machine that made "
             "it, by the path in config.json. It loads there and nowhere else."
         )
-    if training_data == SYNTHETIC:
+    if trained_on == SYNTHETIC:
         warnings.append("Trained on synthetic (rendered) faces only: a demonstration, of no use on real faces.")
     if not any(row["ours"] for row in rows):
         warnings.append("Not evaluated: how well this model compares faces is not measured.")
@@ -228,7 +240,9 @@ def _warnings(config: AdaptFaceConfig, rows: Sequence[Mapping[str, Any]], local:
     return warnings
 
 
-def _evaluation(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
+def _evaluation(
+    rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], rounding: tuple[str, float] | None
+) -> str:
     """The table of results, with the protocol of each benchmark below it."""
     if not rows:
         return f"Accuracy, AUC, EER and TAR@FAR: {NOT_MEASURED}."
@@ -247,9 +261,10 @@ def _evaluation(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) 
             embedder,
             f"{row['pairs']:,}",
             f"{100 * _number(row['accuracy'], row):.2f} ± {100 * _number(row['accuracy_std'], row):.2f}"
+            + _interval(row, "accuracy_interval", 100, 2)
             if "accuracy" in row
             else "-",
-            f"{_number(row['auc'], row):.4f}",
+            f"{_number(row['auc'], row):.4f}" + _interval(row, "auc_interval", 1, 4),
             f"{100 * _number(row['eer'], row):.2f}",
             ", ".join(rates) or NOT_MEASURED,
         ]
@@ -259,13 +274,69 @@ def _evaluation(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) 
         notes += [f"- {_benchmark(row)}, warning: {warning}." for warning in row.get("warnings", ())]
     lines += [
         "",
-        "Accuracy is the mean over the folds ± their standard deviation. Protocols:",
+        "Accuracy is the mean over the folds ± their standard deviation; in brackets intervals of 95 %. Protocols:",
         "",
         *dict.fromkeys(notes),
     ]
+    if rounding:
+        lines += [
+            "",
+            f"Measured before the weights were rounded to {rounding[0]}, as they are here; the cosine between the "
+            f"embeddings before and after is at least {rounding[1]:.6f} on test patterns.",
+        ]
     if not settings:
         lines += ["", f"Whether the checkpoint was chosen on one of these benchmarks: {NOT_STATED}."]
     return "\n".join(lines)
+
+
+def _interval(row: Mapping[str, Any], key: str, factor: float, digits: int) -> str:
+    ends = row.get(key)
+    return f" ({factor * ends[0]:.{digits}f} to {factor * ends[1]:.{digits}f})" if ends else ""
+
+
+def _groups(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Error rates of demographic groups at one threshold, at the lowest false accept rate; None if not measured."""
+    lines = []
+    for row in rows:
+        if not row["ours"] or not (rates := (row.get("groups") or {}).get("rates")):
+            continue
+        rate = rates[-1]
+        lines += [
+            "",
+            f"On {_benchmark(row)}, at one threshold for all groups ({rate['threshold']:.4f}, where the false accept "
+            f"rate of the whole list is {rate['far']:g}):",
+            "",
+            "| group | false match rate, % | false non-match rate, % |",
+            "|---|---|---|",
+        ]
+        for name, group in rate["groups"].items():
+            cells = [
+                NOT_MEASURED
+                if group[key] is None
+                else f"{100 * group[key]:.2f}{_interval(group, f'{key}_interval', 100, 2)}"
+                for key in ("fmr", "fnmr")
+            ]
+            lines.append(f"| {_cell(name)} | {' | '.join(cells)} |")
+    return "\n".join(lines[1:]) or None
+
+
+def _peft(name: str, config: AdaptFaceConfig) -> str | None:
+    """How plain PEFT loads the adapters; None where there are none."""
+    if config.adaptation != "lora":
+        return None
+    base = f'"{config.backbone}"'
+    if config.backbone_revision:
+        base += f', revision="{config.backbone_revision}"'
+    if is_local(config.backbone):
+        base = f'"{Path(config.backbone).name}"'
+    source = f"./{name}" if "/" not in name else name
+    return (
+        "from peft import PeftModel\n"
+        "from transformers import Dinov2Model\n\n"
+        f"base = Dinov2Model.from_pretrained({base})\n"
+        f'model = PeftModel.from_pretrained(base, "{source}", subfolder="peft")'
+        + (f'  # or "peft/experts/{config.domains[0]}"' if config.num_domains > 1 else "")
+    )
 
 
 def _thresholds(config: AdaptFaceConfig) -> str:
@@ -301,17 +372,17 @@ def _thresholds(config: AdaptFaceConfig) -> str:
     return "\n".join(lines)
 
 
-def _licence(license_id: str, training_data: str) -> str:
+def _licence(license_id: str, trained_on: str) -> str:
     weights = f"The weights: {license_id}."
     if license_id == "other":
         weights = (
-            f"The weights follow the terms of the training data ({training_data}), which this card does not state; "
+            f"The weights follow the terms of the training data ({trained_on}), which this card does not state; "
             "many face data sets allow non-commercial research only."
         )
     return f"The Python files: {CODE_LICENSE} (see `LICENSE`). {weights} The base keeps its own licence."
 
 
-def _training_data(settings: Mapping[str, Any]) -> str:
+def training_data(settings: Mapping[str, Any]) -> str:
     """What the model was trained on, without the folders of the machine."""
     source = settings.get("train_data")
     if not source:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,18 @@ WEIGHTS = "trained.safetensors"
 # All that a release may hold. `adaptface.release` keeps to it; here, since a new run deletes the earlier one's.
 RELEASE_FILES = frozenset(
     {"configuration_adaptface.py", "image_processing_adaptface.py", "modeling_adaptface.py", "config.json",
-     "model.safetensors", "preprocessor_config.json", "README.md", "LICENSE", "requirements.txt", RESULTS_FILE}
+     "model.safetensors", "preprocessor_config.json", "README.md", "LICENSE", "requirements.txt"}
 )  # fmt: skip
+RELEASE_PLOTS = ("roc.png", "det.png", "scores.png", "domains.png", "domain_usage.png")  # none shows a face
+_OPTIONAL = re.compile(
+    rf"{re.escape(RESULTS_FILE)}|plots/({'|'.join(map(re.escape, RELEASE_PLOTS))})"
+    r"|peft/(experts/[^/]+/)?adapter_(config\.json|model\.safetensors)"
+)
+
+
+def not_of_a_release(files: Iterable[str]) -> list[str]:
+    """Those of some paths, relative to a release, that belong in none."""
+    return sorted(name for name in files if name not in RELEASE_FILES and not _OPTIONAL.fullmatch(name))
 
 
 def register_weight_hooks(accelerator: Accelerator, is_frozen: Callable[[str], bool]) -> None:
@@ -243,7 +254,7 @@ def remove_run(run_folder: Path) -> None:
 
 def strangers_in_release(folder: Path) -> list[str]:
     """Why a folder is no release that may be deleted: its files that belong in none; empty for a release."""
-    if strangers := sorted(_files(folder) - RELEASE_FILES):
+    if strangers := not_of_a_release(_files(folder)):
         return strangers
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]

@@ -9,7 +9,8 @@ import hashlib
 import inspect
 import json
 import pickle
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,10 +24,13 @@ from transformers.utils import cached_file
 
 from adaptface.files import sha256
 from image_processing_adaptface import AdaptFaceImageProcessor
-from modeling_adaptface import _listed, weights_sha256
+from modeling_adaptface import listed, weights_sha256
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# The start of an entry of a tensor's external data (field 13 of TensorProto, its key `location`) in an ONNX file.
+# Source: onnx.proto3 of ONNX 1.15.
+_LOCATION = re.compile(rb"j([\x00-\x7f]|[\x80-\xff][\x00-\x7f])\n\x08location\x12")
 _UNUSED_TENSORS = {"pooler", "mask_token"}  # of a backbone, by the CLS token; many files lack them
 
 
@@ -84,12 +88,16 @@ def _revision(config: Any, digest: str | None) -> str | None:
 
 
 def _identity(embedder: Embedder, *code: object, **more: Any) -> dict[str, Any]:
-    """What an embedder says of itself but its name, the source of its code, and the libraries it runs on."""
+    """What an embedder says of itself but its name, its input in full, the source of its code, and the libraries it
+    runs on."""
+    processor = embedder.preprocess.processor
     described = {key: value for key, value in embedder.describe().items() if key != "name"}
-    sources = [Path(inspect.getfile(type(part))).read_bytes() for part in (*code, embedder.preprocess.processor)]
+    settings = json.loads(processor.to_json_string())
+    settings.pop("auto_map", None)  # where its class was found: its source counts
+    sources = [Path(inspect.getfile(type(part))).read_bytes() for part in (*code, processor)]
     digest = hashlib.sha256(b"".join(sources)).hexdigest()
     versions = {name: version(name) for name in ("torch", "transformers", "pillow")}
-    return {**described, **more, "code": digest, "versions": versions}
+    return {**described, **more, "processor": settings, "code": digest, "versions": versions}
 
 
 def check_model(name: str, revision: str | None = None) -> None:
@@ -213,7 +221,7 @@ class BackboneEmbedder:
         digest: str | None = None,
     ) -> None:
         tower: Any = getattr(model, "vision_model", model)
-        if tower.main_input_name != "pixel_values":
+        if getattr(tower, "main_input_name", "pixel_values") != "pixel_values":  # a tower of transformers 4 has none
             raise ValueError(f"{name} is a {tower.config.model_type} model and takes no images; name a vision backbone")
         self.model = tower.eval()
         if image_size is None:
@@ -250,10 +258,10 @@ class BackboneEmbedder:
                 f"({reason})"
             ) from error
         lacking = {key for key in info["missing_keys"] if _UNUSED_TENSORS.isdisjoint(key.split("."))}
-        lacking |= {key for key, *_ in info["mismatched_keys"]}
+        lacking |= {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}  # transformers 4 and 5
         if lacking:
             raise ValueError(
-                f"{name}: its weights do not fit its config.json; missing or of another shape: {_listed(lacking)}. "
+                f"{name}: its weights do not fit its config.json; missing or of another shape: {listed(lacking)}. "
                 "Fetch the model again"
             )
         try:
@@ -290,11 +298,37 @@ class BackboneEmbedder:
         return tokens[:, 0].float()  # (B, D)
 
 
+def _varint(content: bytes, start: int) -> tuple[int, int]:
+    """A whole number of protobuf, and where it ends."""
+    value = shift = 0
+    for end in range(start, len(content)):
+        value |= (content[end] & 127) << shift
+        shift += 7
+        if content[end] < 128:
+            return value, end + 1
+    return 0, len(content)
+
+
+def _external_data(content: bytes) -> Iterator[str]:
+    """Paths of the files that hold tensors of an ONNX model, relative to it, as the tensors name them."""
+    for entry in _LOCATION.finditer(content):
+        size, inner = _varint(content, entry.start() + 1)
+        length, start = _varint(content, entry.end())
+        if start + length == inner + size:  # else weights that look like an entry
+            yield content[start : start + length].decode(errors="replace")
+
+
 def _onnx_sha256(path: Path) -> str:
-    """Digest of a model with its external data: those files of its folder whose names stand in it."""
+    """Digest of a model with its external data.
+
+    Raises:
+        FileNotFoundError: a file of its data is not there.
+    """
     content = path.read_bytes()
-    data = [file for file in sorted(path.parent.iterdir()) if file.is_file() and file.name.encode() in content]
-    digests = [hashlib.sha256(content).hexdigest(), *(sha256(file) for file in data if file != path)]
+    files = [path.parent / name for name in sorted(set(_external_data(content)))]
+    if missing := [str(file) for file in files if not file.is_file()]:
+        raise FileNotFoundError(f"{path}: its weights are in other files, and these are not there: {listed(missing)}")
+    digests = [hashlib.sha256(content).hexdigest(), *map(sha256, files)]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
@@ -306,13 +340,13 @@ class OnnxEmbedder:
     """A peer as an ONNX file with one input `(B, 3, S, S)` and a first output `(B, E)`, both float32, on the CPU.
 
     Args:
-        path: the `.onnx` file; its external data, if any, lies beside it.
+        path: the `.onnx` file; its external data, if any, lies where it says, relative to it.
         size (`int`, *optional*): input side S in pixels; read from the file where it is fixed there.
         mean, std: per channel, RGB, on the 0..1 scale: mean within 0..1, std above 0 and at most 1.
-        name: what reports call it; the file's name by default.
+        name: what reports call it; the path by default.
     Raises:
         ImportError: onnxruntime is not installed.
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, or none of its external data.
         ValueError: the file is not a readable model, or has another kind of input or output; mean or std is on
             another scale.
     """
@@ -332,7 +366,7 @@ class OnnxEmbedder:
         except ImportError as error:
             raise ImportError("ONNX files need onnxruntime: pip install adaptface[onnx]") from error
         self.path = Path(path)
-        self.name = name or self.path.name
+        self.name = name or str(path)
         if not (all(0 <= value <= 1 for value in mean) and all(0 < value <= 1 for value in std)):
             raise ValueError(
                 f"{self.path}: mean {_numbers(mean)} and std {_numbers(std)} are not on the 0..1 scale; divide what "
@@ -340,6 +374,7 @@ class OnnxEmbedder:
             )
         if not self.path.is_file():
             raise FileNotFoundError(f"no ONNX file at {self.path}")
+        self.digest = _onnx_sha256(self.path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         try:
@@ -348,7 +383,6 @@ class OnnxEmbedder:
             )
         except Exception as error:  # onnxruntime's own classes derive from Exception
             raise ValueError(f"{self.path}: onnxruntime cannot load it: {error}") from error
-        self.digest = _onnx_sha256(self.path)
         self.batch, size = self._check_input(size)
         self.preprocess = Preprocess(AdaptFaceImageProcessor(size=size, image_mean=mean, image_std=std))
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from adaptface.cache import FeatureCache
-from adaptface.data.base import problems
+from adaptface.data.base import missing_files
 from adaptface.embedders import Embedder, Preprocess
 from adaptface.files import sha256
 
@@ -37,9 +37,11 @@ class Images(Protocol):
 
 
 class EncodedImages(Images, Protocol):
-    """Images of which `encoded(i)` tells all that they are made of: the file."""
+    """Images whose files can be read, too; `digest(i)` is the SHA-256 of all that a picture is made of."""
 
     def encoded(self, index: int, /) -> bytes: ...
+
+    def digest(self, index: int, /) -> bytes: ...
 
 
 class _Pixels(Dataset[torch.Tensor]):
@@ -171,6 +173,9 @@ class _Chosen:
     def encoded(self, index: int) -> bytes:
         return self.images.encoded(self.indices[index])
 
+    def digest(self, index: int) -> bytes:
+        return self.images.digest(self.indices[index])
+
     def where(self, index: int) -> str:
         return _where(self.images, self.indices[index])
 
@@ -219,7 +224,10 @@ def feature_blocks(
     cache: _Known | None = None  # of the main process alone: processes may be on machines of their own
     if processes is None or processes.is_main_process:
         of = {**identity, "flip": flip, "device": embedder.device.type}
-        cache = _Known(FeatureCache(cache_dir, of), content_digests(images) if digests is None else digests)
+        cache = _Known(
+            FeatureCache(cache_dir, of),
+            digests or _digests(images),
+        )
     known = _from_main(cache.known if cache else None, processes)  # (N,)
     missing = np.flatnonzero(~known)
 
@@ -239,6 +247,10 @@ def feature_blocks(
     assert next(new, None) is None  # which also completes the progress bar
     if cache:
         cache.close()
+
+
+def _digests(images: EncodedImages) -> list[bytes]:
+    return [images.digest(index) for index in range(len(images))]
 
 
 class _Known:
@@ -269,11 +281,6 @@ def _from_main(value: Any, processes: PartialState | None) -> Any:
     return broadcast_object_list([value])[0]
 
 
-def content_digests(images: EncodedImages) -> list[bytes]:
-    """SHA-256 of what each image is made of."""
-    return [hashlib.sha256(images.encoded(index)).digest() for index in range(len(images))]
-
-
 class Embedded(NamedTuple):
     """Embeddings of a set of images.
 
@@ -299,7 +306,7 @@ def embed_distinct(embedder: Embedder, images: EncodedImages, *args: Any, **kwar
     rows: dict[bytes, int] = {}
     chosen: list[int] = []  # image that stands for each content
     row_of = np.empty(len(images), dtype=np.int64)
-    for index, digest in enumerate(content_digests(images)):
+    for index, digest in enumerate(_digests(images)):
         if digest not in rows:
             rows[digest] = len(rows)
             chosen.append(index)
@@ -323,7 +330,7 @@ class StoredEmbeddings:
 
     Args:
         path: the file; it is read without unpickling.
-        name: what reports call it; the file's name by default.
+        name: what reports call it; the path by default.
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it holds something else; an embedding is zero, NaN or infinite; two rows are of one image.
@@ -331,7 +338,7 @@ class StoredEmbeddings:
 
     def __init__(self, path: str | Path, name: str | None = None) -> None:
         self.path = Path(path)
-        self.name = name or self.path.name
+        self.name = name or str(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"no file of embeddings at {self.path}")
         expected = "expected `embeddings` (N, E) and `files` or `sha256` (N,)"
@@ -355,7 +362,7 @@ class StoredEmbeddings:
         self._row = {str(name): row for row, name in enumerate(names)}
         if len(self._row) < len(names):
             raise ValueError(f"{self.path}: {len(names) - len(self._row)} rows are of an image that another row is of")
-        self._embeddings = (embeddings / norms).astype(np.float32)
+        self._features, self._norms = embeddings, norms
         self._image: dict[int, tuple[str, str]] = {}  # digest and name of the image that each row was taken for
 
     def describe(self) -> dict[str, Any]:
@@ -365,9 +372,27 @@ class StoredEmbeddings:
         """The embeddings of these images.
 
         Raises:
-            ValueError: some have none; all are counted, the first ones named. Or a row's name fits other images, too.
+            ValueError: see `rows`.
         """
-        used: dict[int, int] = {}
+        used, rows = np.unique(self.rows(images), return_inverse=True)
+        return Embedded((self._features[used] / self._norms[used]).astype(np.float32), rows, 0)
+
+    def blocks(self, images: EncodedImages) -> Iterator[Block]:
+        """The features as they are given, as [`feature_blocks`] gives those of an embedder.
+
+        Raises:
+            ValueError: see `rows`.
+        """
+        rows = self.rows(images)
+        for start in range(0, len(rows), _BLOCK):
+            yield Block(start, self._features[rows[start : start + _BLOCK]].astype(np.float32), 0)
+
+    def rows(self, images: EncodedImages) -> np.ndarray:
+        """Row of each image.
+
+        Raises:
+            ValueError: some have none; all are counted and listed. Or a row's name fits other images, too.
+        """
         rows, missing = [], []
         for index in range(len(images)):
             digest = hashlib.sha256(images.encoded(index)).hexdigest()
@@ -376,13 +401,14 @@ class StoredEmbeddings:
             if row is None:
                 missing.append(where)
                 continue
-            rows.append(used.setdefault(row, len(used)))
+            rows.append(row)
             first, other = self._image.setdefault(row, (digest, where))
             if first != digest:
                 raise ValueError(f"{self.path}: one row fits both {other} and {where}; name longer paths, or sha256")
         if missing:
-            raise ValueError(f"{self.path}: has no row for {len(missing)} of {len(images)} images{problems(missing)}")
-        return Embedded(self._embeddings[list(used)], np.array(rows, dtype=np.int64), 0)
+            listed = missing_files(missing)
+            raise ValueError(f"{self.path}: has no row for {len(missing)} of {len(images)} images{listed}")
+        return np.array(rows, dtype=np.int64)
 
     def _row_of_path(self, path: str) -> int | None:
         parts = Path(path).as_posix().split("/")

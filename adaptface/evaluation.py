@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adaptface.data.pairs import PairSet
+from adaptface.data.pairs import PairSet, contradictions
 from adaptface.embedders import Embedder
 from adaptface.embedding import StoredEmbeddings, embed_distinct
 from adaptface.metrics import (
@@ -84,7 +84,7 @@ def evaluate_pairs(
         embedder: what turns images into features, or embeddings that were made elsewhere.
         pair_set: from `load_pairs`.
         flip: add the features of the mirror image.
-        strict: stop where labels look wrong: folds that are not half genuine, contradicting labels, an AUC below 0.5.
+        strict: stop where labels look wrong, see [`~data.pairs.PairSet.suspect_labels`], or the AUC is below 0.5.
             False puts a line into `warnings` instead; for the untrained model of a training run.
         options: batch size, workers, progress, processes, cache; see [`~embedding.embed_distinct`].
     Raises:
@@ -102,7 +102,8 @@ def evaluate_pairs(
         embeddings, rows, computed = embed_distinct(embedder, pair_set.images, flip, **options)  # (M, E), (images,)
     seconds = time.perf_counter() - start
 
-    distances = pair_distances(embeddings[rows[pair_set.index_a]], embeddings[rows[pair_set.index_b]])  # (N,)
+    sides = rows[pair_set.index_a], rows[pair_set.index_b]
+    distances = pair_distances(embeddings, *sides)  # (N,)
     report = verification_report(distances, pair_set.same, pair_set.folds, identities=pair_set.identity)
 
     def scores(names: np.ndarray) -> dict[str, Any]:
@@ -112,6 +113,9 @@ def evaluate_pairs(
     if pair_set.group is not None:
         rates = group_error_rates(distances, pair_set.same, pair_set.group, report.tar_at_far)
         groups = {"scores": scores(pair_set.group), "rates": rates}
+    by_content: list[str] = []  # copies of one picture, under names of their own
+    if len(embeddings) < len(rows):
+        by_content = [f"of images with one content, {found}" for found in contradictions(*sides, pair_set.same, "one")]
     suspect += suspect_auc(pair_set.name, embedder.name, report.auc, strict)
     result = {
         "benchmark": pair_set.name,
@@ -131,7 +135,7 @@ def evaluate_pairs(
         **asdict(report),
         "domains": None if pair_set.domain is None else scores(pair_set.domain),
         "groups": groups,
-        "warnings": suspect + pair_set.notes(),
+        "warnings": suspect + pair_set.notes() + by_content,
         "seconds": seconds,
         "embedded": computed,
         "images_per_second": computed / seconds if computed else None,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
@@ -35,6 +37,45 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         partial.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its name if the block ends well, and vanishes if it does not.
+
+    Raises:
+        FileExistsError: `path` is a file, or a folder that is not empty.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} exists and is not an empty folder; name another one, or move it away")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
+        staged = Path(scratch) / "new"
+        staged.mkdir()
+        yield staged
+        for file in staged.rglob("*"):
+            if file.is_file():
+                with open(file, "rb+") as written:
+                    os.fsync(written.fileno())
+        if path.exists():
+            path.rmdir()  # fails if something came in meanwhile
+        staged.rename(path)
+    sync_folder(path.parent)
+
+
+def without_folders(content: Any) -> Any:
+    """JSON content with each absolute path, of any system, cut to its last part: folders tell who worked where."""
+    if isinstance(content, dict):
+        return {key: without_folders(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [without_folders(value) for value in content]
+    if not isinstance(content, str):
+        return content
+    option, equals, path = content.partition("=") if content.startswith("-") else ("", "", content)  # --model=/a/b
+    for kind in (PurePosixPath, PureWindowsPath):
+        if kind(path).is_absolute():
+            return f"{option}{equals}{kind(path).name}"
+    return content
 
 
 def partial_path(path: Path) -> Path:

@@ -7,7 +7,7 @@ strictly; for L2-normalised embeddings d = ||a - b||^2 = 2 - 2 cos. Rates are fr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +36,8 @@ class VerificationReport:
     """What a list of scored pairs says about an embedder. Rates and accuracies are fractions.
 
     Intervals are two-sided with 95 % confidence. That of the accuracy is by a bootstrap over the folds. Where the
-    identities are known, that of the AUC is by a bootstrap over them, and those of the rates are Wilson's for as many
-    independent pairs as the bootstrap says these are worth; else AUC by the folds, and Wilson's for all pairs.
+    identities are known, that of the AUC is by a bootstrap over them, and those of rates and thresholds are for as many
+    independent pairs as the bootstrap says these are worth; else AUC by the folds, and the others for all pairs.
 
     Attributes:
         accuracy, accuracy_std: mean and population standard deviation over the folds.
@@ -113,15 +113,48 @@ class IdentificationReport:
     unsupported_fpirs: list[float]
 
 
-def pair_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Squared Euclidean distances of two aligned lists of embeddings, in float64 as the reference computes them.
+def pair_distances(embeddings: np.ndarray, index_a: np.ndarray, index_b: np.ndarray) -> np.ndarray:
+    """Squared Euclidean distances of pairs of embeddings, in float64 as the reference computes them.
 
     Args:
-        a, b (`np.ndarray` of shape `(N, E)`): L2-normalised embeddings.
+        embeddings (`np.ndarray` of shape `(M, E)`): L2-normalised.
+        index_a, index_b (`np.ndarray` of shape `(N,)`): rows of `embeddings`.
     Returns:
         `np.ndarray` of shape `(N,)`, float64, about 0 to 4.
     """
-    return np.square(np.subtract(a, b, dtype=np.float64)).sum(axis=1)  # (N,)
+
+    def squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.square(np.subtract(a, b, dtype=np.float64)).sum(axis=1)
+
+    return _blockwise(squared, embeddings, index_a, index_b)
+
+
+def pair_similarities(embeddings: np.ndarray, index_a: np.ndarray, index_b: np.ndarray) -> np.ndarray:
+    """Cosine similarities of pairs of embeddings; see [`pair_distances`] for the arguments.
+
+    Returns:
+        `np.ndarray` of shape `(N,)`, float64.
+    """
+    return _blockwise(lambda a, b: np.einsum("ne,ne->n", a, b), embeddings, index_a, index_b)
+
+
+def _blockwise(
+    score: Callable[[np.ndarray, np.ndarray], np.ndarray], embeddings: np.ndarray, *index: np.ndarray
+) -> np.ndarray:
+    """Scores of pairs, a block of them at a time: no list of pairs is gathered whole."""
+    scores = np.empty(len(index[0]))
+    for start in range(0, len(scores), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        scores[block] = score(*(embeddings[side[block]] for side in index))
+    return scores
+
+
+def _labels(same: np.ndarray) -> np.ndarray:
+    """Labels as booleans: `~` of a number would be another one."""
+    same = np.asarray(same)
+    if same.dtype != bool and not np.isin(same, (0, 1)).all():
+        raise ValueError("labels must be 1 or True for a genuine pair, 0 or False for an impostor pair")
+    return same.astype(bool)
 
 
 def contiguous_folds(num_pairs: int, num_folds: int = NUM_FOLDS) -> np.ndarray:
@@ -144,6 +177,12 @@ def only_one_kind(same: np.ndarray) -> str | None:
     if 0 < genuine < len(same):
         return None
     return f"all {len(same)} pairs are {'genuine' if genuine else 'impostor'} pairs; verification needs both kinds"
+
+
+def one_sided_folds(same: np.ndarray, folds: np.ndarray) -> list[str]:
+    """Say which folds hold genuine or impostor pairs only: of such a fold no rate means anything."""
+    sided = [fold for fold in np.unique(folds) if only_one_kind(np.asarray(same)[folds == fold])]
+    return [f"folds of one kind of pairs only: {', '.join(map(str, sided[:10]))}"] if sided else []
 
 
 def suspect_folds(same: np.ndarray, folds: np.ndarray) -> list[str]:
@@ -185,6 +224,7 @@ def kfold_accuracy(
         ValueError: fewer than two folds.
     Source: insightface, `recognition/arcface_torch/eval/verification.py`, `calculate_roc`.
     """
+    same = _labels(same)
     numbers, fold = np.unique(folds, return_inverse=True)
     num_folds, num_thresholds = len(numbers), len(thresholds)
     if num_folds < 2:
@@ -206,7 +246,7 @@ def equal_error_rate(similarities: np.ndarray, same: np.ndarray) -> tuple[float,
     Returns:
         the rate, and the similarity threshold where it is reached.
     """
-    return _equal_error(_roc(similarities, same, drop_intermediate=False))
+    return _equal_error(_roc(similarities, _labels(same), drop_intermediate=False))
 
 
 def _roc(similarities: np.ndarray, same: np.ndarray, drop_intermediate: bool) -> tuple[np.ndarray, ...]:
@@ -280,6 +320,7 @@ def auc_interval(similarities: np.ndarray, same: np.ndarray, folds: np.ndarray) 
     Returns:
         lower and upper end; None where a fold holds one kind of pairs only, so that a sample might, too.
     """
+    same = _labels(same)
     numbers, fold = np.unique(folds, return_inverse=True)
     genuine = [np.sort(similarities[same & (fold == f)]) for f in range(len(numbers))]
     impostor = [np.sort(similarities[~same & (fold == f)]) for f in range(len(numbers))]
@@ -339,6 +380,7 @@ def identity_bootstrap(
         Tasks, arXiv:2306.01198. The subset bootstrap of Bolle, Ratha and Pankanti (Evaluating Authentication Systems
         Using Bootstrap Confidence Intervals, 1999) draws one person of an impostor pair, and neglects the other.
     """
+    same = _labels(same)
     names, codes = np.unique(identities, return_inverse=True)
     order = np.argsort(similarities, kind="stable")
     scores, people, parts = similarities[order], codes.reshape(-1, 2)[order], (same[order], ~same[order])
@@ -378,6 +420,12 @@ def dependent_interval(rate: float, trials: int, samples: np.ndarray) -> list[fl
     return wilson_interval(rate * worth, worth)
 
 
+def _threshold_interval(impostors: np.ndarray, far: float, samples: np.ndarray) -> list[float | None]:
+    """Where the impostors' scores have the FARs that [`dependent_interval`] takes for possible; null as it is there."""
+    low, high = dependent_interval(far, len(impostors), samples)
+    return [float(np.quantile(impostors, 1 - rate)) if rate * len(impostors) >= 1 else None for rate in (high, low)]
+
+
 def tar_at_far(similarities: np.ndarray, same: np.ndarray, far: float) -> dict[str, Any]:
     """True accept rate at a false accept rate.
 
@@ -392,6 +440,7 @@ def tar_at_far(similarities: np.ndarray, same: np.ndarray, far: float) -> dict[s
     Raises:
         ValueError: the impostor pairs are too few for this FAR.
     """
+    same = _labels(same)
     impostors = similarities[~same]
     _require_support(f"FAR {far:g}", far, f"{len(impostors)} impostor pairs", len(impostors))
     threshold = _threshold(impostors, far)
@@ -424,6 +473,7 @@ def match_calibration(similarities: np.ndarray, same: np.ndarray, folds: np.ndar
         ValueError: more similar pairs match less often, or not more.
     Source: Platt, Probabilistic outputs for support vector machines, 1999, section 2.2.
     """
+    same = _labels(same)
     slope, intercept = _logistic_fit(similarities, same)
     if slope <= 0:
         raise ValueError(f"similarity does not tell matches (slope {slope:.3g}): no probability can be read off it")
@@ -464,7 +514,7 @@ def verification_report(
     Raises:
         ValueError: shapes differ, a distance is not finite, or the pairs are of one class only.
     """
-    distances, same = np.asarray(distances, dtype=np.float64), np.asarray(same, dtype=bool)
+    distances, same = np.asarray(distances, dtype=np.float64), _labels(same)
     folds = contiguous_folds(len(same)) if folds is None else np.asarray(folds)
     if not distances.shape == same.shape == folds.shape or distances.ndim != 1:
         raise ValueError(
@@ -493,6 +543,7 @@ def verification_report(
         for rate, tar, measured_far in zip(rates, tars.T, measured_fars.T, strict=True):
             rate["tar_interval"] = dependent_interval(rate["tar"], genuine, tar)
             rate["far_interval"] = dependent_interval(rate["measured_far"], impostor, measured_far)
+            rate["threshold_interval"] = _threshold_interval(similarities[~same], rate["far"], measured_far)
     return VerificationReport(
         pairs=len(same),
         genuine=genuine,
@@ -522,8 +573,11 @@ def group_scores(
         fold_thresholds: `VerificationReport.fold_thresholds` of the whole list.
         groups (`np.ndarray` of shape `(N,)`): group name of each pair, empty where it belongs to none.
     Returns:
-        for each name `pairs`, `genuine`, `accuracy` and `auc` (None where the group has one class only).
+        for each name `pairs`, `genuine`, `accuracy` and `auc` (None where the group has one class only), and
+        `own_accuracy` and `own_accuracy_std`, over the group's own folds at thresholds chosen within the group, as RFW
+        is reported (None where it is in fewer than two folds).
     """
+    same = _labels(same)
     fold = np.unique(folds, return_inverse=True)[1]
     correct = (distances < np.asarray(fold_thresholds)[fold]) == same  # (N,)
     scores: dict[str, dict[str, float | int | None]] = {}
@@ -535,24 +589,13 @@ def group_scores(
             "genuine": genuine,
             "accuracy": float(correct[members].mean()),
             "auc": float(roc_auc_score(same[members], -distances[members])) if 0 < genuine < pairs else None,
+            "own_accuracy": None,
+            "own_accuracy_std": None,
         }
+        if len(np.unique(folds[members])) > 1:
+            own, _ = kfold_accuracy(distances[members], same[members], folds[members])
+            scores[name] |= {"own_accuracy": float(own.mean()), "own_accuracy_std": float(own.std())}
     return scores
-
-
-def pair_similarities(embeddings: np.ndarray, index_a: np.ndarray, index_b: np.ndarray) -> np.ndarray:
-    """Cosine similarities of pairs of embeddings, a block of pairs at a time: no list of pairs is gathered whole.
-
-    Args:
-        embeddings (`np.ndarray` of shape `(T, E)`): L2-normalised.
-        index_a, index_b (`np.ndarray` of shape `(N,)`): rows of `embeddings`.
-    Returns:
-        `np.ndarray` of shape `(N,)`, float64.
-    """
-    similarities = np.empty(len(index_a))
-    for start in range(0, len(index_a), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        similarities[block] = np.einsum("ne,ne->n", embeddings[index_a[block]], embeddings[index_b[block]])
-    return similarities
 
 
 def _tar_at_nearest_far(curve: tuple[np.ndarray, ...], genuine: int, impostor: int, far: float) -> dict[str, Any]:
@@ -586,6 +629,7 @@ def roc_report(similarities: np.ndarray, same: np.ndarray, fars: tuple[float, ..
     Raises:
         ValueError: the pairs are of one class only, or (scikit-learn's words) a score is not finite.
     """
+    same = _labels(same)
     if problem := only_one_kind(same):
         raise ValueError(problem)
     genuine = int(same.sum())
@@ -653,18 +697,19 @@ def tpir_at_fpir(searches: Searches, fpir: float) -> dict[str, Any]:
     """True positive identification rate at a false positive identification rate.
 
     FPIR is the share of the non-mated searches whose best candidate scores above the threshold, TPIR the share of the
-    mated searches whose mate does *and* is at rank 1. The threshold is that of [`tar_at_far`], on the best candidates.
+    mated searches whose mate does *and* is at rank 1. With n non-mated searches the threshold is the best score that is
+    floor(n * fpir)-th from the top.
 
     Returns:
         `fpir` asked, `tpir`, `threshold` (strictly above), `measured_fpir` (never above `fpir`), and `tpir_interval`
         and `fpir_interval`, the intervals of the two measured rates at this threshold.
     Raises:
         ValueError: the non-mated searches are too few for this FPIR.
-    Source: ISO/IEC 19795-1 as NIST's FRVT 1:N reports use it (NISTIR 8271, "FPIR", "FNIR" with rank 1); insightface,
-        `recognition/_evaluation_/ijb/ijb_evals.py`, `evaluation_1N`, whose threshold is the k-th best score itself.
+    Source: insightface, `recognition/_evaluation_/ijb/ijb_evals.py`, `evaluation_1N`; the rates are those of ISO/IEC
+        19795-1 as NIST's FRVT 1:N reports use them (NISTIR 8271, "FPIR", "FNIR" with rank 1).
     """
     _require_support(f"FPIR {fpir:g}", fpir, f"{len(searches.best)} non-mated searches", len(searches.best))
-    threshold = _threshold(searches.best, fpir)
+    threshold = float(np.sort(searches.best)[-max(int(len(searches.best) * fpir), 1)])
     found, raised = (searches.rank == 1) & (searches.mate > threshold), searches.best > threshold
     return {
         "fpir": fpir,
@@ -734,7 +779,7 @@ def group_error_rates(
         has no genuine pairs, or too few impostor pairs for `far` (see [`supports_far`]).
     Source: Grother, Ngan and Hanaoka, Face Recognition Vendor Test Part 3: Demographic Effects, NISTIR 8280, 2019.
     """
-    similarities = 1 - distances / 2  # the cosine
+    similarities, same = 1 - distances / 2, _labels(same)  # the cosine
     return [_group_errors(similarities > rate["threshold"], same, groups, rate) for rate in rates]
 
 

@@ -1,6 +1,6 @@
 """Stage a trained run as a release folder, and load it again the way its users will.
 
-    python -m adaptface.release runs/NAME [--repo_id USER/NAME] [--out DIR] [--license ID] [--allow_full]
+    adaptface release runs/NAME [--repo_id USER/NAME] [--push]
 
 A release holds the adapters, the configuration, the processor and the code that loads them: no base weight, no
 identity head, no training image, and no path of this machine but that of a local base. It becomes visible under its
@@ -10,9 +10,9 @@ the embeddings of the run.
 
 from __future__ import annotations
 
-import argparse
 import json
 import keyword
+import math
 import os
 import re
 import shutil
@@ -20,27 +20,39 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import yaml
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from adaptface.card import TEMPLATE, build_card, is_local, is_of
-from adaptface.checkpoint import RELEASE_FILES, strangers_in_release
-from adaptface.report import printable_output
+from adaptface import __version__
+from adaptface.card import TEMPLATE, build_card, is_local, is_of, training_data
+from adaptface.checkpoint import RELEASE_FILES, RELEASE_PLOTS, not_of_a_release, strangers_in_release
+from adaptface.export import export_peft
+from adaptface.files import without_folders
+from adaptface.plots import domain_usage, draw_domain_usage
+from adaptface.tracking import read_log
+from configuration_adaptface import AdaptFaceConfig
 from image_processing_adaptface import AdaptFaceImageProcessor
 from modeling_adaptface import AdaptFaceModel, weights_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED_REQUIREMENTS = ("numpy", "pillow", "safetensors", "torch", "transformers")
-REQUIRED_FILES = RELEASE_FILES - {"results.json"}
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+MIN_COSINE = 0.999  # of an embedding before and after the weights are rounded
 TENSOR_PREFIXES = ("adapters.", "patch_adapter.", "router.", "projection.", "backbone.")
+HEADER_BYTES = 100_000  # of a safetensors file, at most
+OTHER_BYTES = 4_000_000  # of any other file
+REMARKS = ("Using a slow image processor as",)  # of transformers 4 on any processor that is not "fast"
+_TOKEN = re.compile(r"\b(?:(?:hf|gh[pousr]|github_pat)_\w{20,}|sk-[\w-]{20,}|AKIA[0-9A-Z]{16})")
 
 # What the card reads of a row of results.json.
 _ROW: dict[str, type | tuple[type, ...]] = {
@@ -53,6 +65,19 @@ class ReleaseError(RuntimeError):
     """The folder is no release that may be published; the message says why."""
 
 
+class Staged(NamedTuple):
+    """What loading a release in a clean process showed.
+
+    Attributes:
+        difference (`float`): largest absolute difference between its embeddings and those of the model it was made
+            from, with the weights rounded alike.
+        cosine (`float`): smallest cosine of an embedding before and after the weights were rounded.
+    """
+
+    difference: float
+    cosine: float
+
+
 def stage_release(
     model_dir: Path,
     results: Path | None,
@@ -62,7 +87,9 @@ def stage_release(
     repo_id: str | None = None,
     license_id: str | None = None,
     allow_full: bool = False,
-) -> float:
+    dtype: str = "bfloat16",
+    version: str = __version__,
+) -> Staged:
     """Build a release folder from a model folder, verify it, and put it in place of the former one.
 
     Args:
@@ -70,13 +97,15 @@ def stage_release(
         results (`Path`, *optional*): `results.json` of `eval_benchmarks.py`, with a row of exactly these weights;
             without it the card says "not measured".
         out_dir (`Path`): the release folder. An older release there is replaced; any other content is refused.
-        settings (`Path`, *optional*): `settings.yaml` of the run, for the card.
+        settings (`Path`, *optional*): `settings.yaml` of the run, for the card; `log.jsonl` beside it for a plot.
         repo_id (`str`, *optional*): the Hub repository that the release will be, `user/name`, for the card; without it
             the card speaks of a local folder. Refused for a base that only this machine has.
         license_id (`str`, *optional*): Hub licence id of the weights; see `adaptface.card.build_card`.
         allow_full (`bool`): accept `adaptation="full"`, whose weights contain the whole (changed) base.
+        dtype (`str`): precision of the weights in the file, "bfloat16" or "float32"; they are loaded as float32.
+        version (`str`): version of the release, for the header of the weights.
     Returns:
-        `float`: largest absolute difference between the embeddings of the release and those of `model_dir`.
+        [`Staged`].
     Raises:
         FileNotFoundError: a named file is missing.
         FileExistsError: `out_dir` is `model_dir`, or holds something that is not a release.
@@ -120,23 +149,93 @@ def stage_release(
             f"{model_dir}: the processor makes images of {processor.size['height']} px, the model was trained on "
             f"{model.config.image_size} px; save the processor of the run"
         )
+    exact = AdaptFaceModel.from_pretrained(model_dir, dtype=torch.float32)
+    _round_weights(model, DTYPES[dtype])
+    cosine = _smallest_cosine(exact, model)
+    del exact
+    if cosine < MIN_COSINE:
+        raise ReleaseError(
+            f"{model_dir}: rounding the weights to {dtype} turns an embedding by a cosine of {cosine:.5f}; release "
+            "them with --dtype float32"
+        )
     name = repo_id or out_dir.name
+    plots = _plots(results, settings)
     card = build_card(
-        model.config, model.summary(), scores, run, name=name, weights_sha256=digest, license_id=license_id
-    )
+        model.config, model.summary(), scores, run, name=name, weights_sha256=digest, license_id=license_id,
+        rounding=None if dtype == "float32" else (dtype, cosine), plots=tuple(plots),
+    )  # fmt: skip
     if model.config.adaptation == "full":  # the base is inside: its name is a mere remark, nothing loads it
         model.config.backbone = without_folders(model.config.backbone)
 
     with _replacing(out_dir) as folder:
-        model.save_pretrained(folder)
+        _save(model, folder, DTYPES[dtype], _metadata(version, run))
         processor.save_pretrained(folder)
+        if model.config.adaptation == "lora":
+            export_peft(model, folder / "peft")
+        for plot, draw in plots.items():
+            (folder / "plots").mkdir(exist_ok=True)
+            draw(folder / "plots" / plot)
         (folder / "README.md").write_text(f"{card}\n", encoding="utf-8", newline="\n")
         (folder / "requirements.txt").write_text(_requirements(), encoding="utf-8", newline="\n")
         shutil.copyfile(_project_file("LICENSE"), folder / "LICENSE")
         if scores is not None:
             (folder / "results.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8", newline="\n")
         check_release(folder, allow_full=allow_full, run_folder=model_dir.parent)
-        return verify_release(folder, model_dir)
+        return Staged(verify_release(folder, model_dir), cosine)
+
+
+def _round_weights(model: AdaptFaceModel, dtype: torch.dtype) -> None:
+    """Give the weights that a release holds the values that this precision leaves of them."""
+    released = model.state_dict()
+    for name, tensor in released.items():
+        if tensor.is_floating_point() and (model.config.adaptation == "full" or not name.startswith("backbone.")):
+            tensor.copy_(tensor.to(dtype))
+
+
+def _smallest_cosine(exact: AdaptFaceModel, rounded: AdaptFaceModel) -> float:
+    """Of the embeddings of a few pictures by two models."""
+    side = exact.config.image_size
+    pictures = torch.randn(8, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        a, b = (model(pictures).pooler_output.double() for model in (exact, rounded))
+    return float(torch.nn.functional.cosine_similarity(a, b).min())
+
+
+def _save(model: AdaptFaceModel, folder: Path, dtype: torch.dtype, metadata: dict[str, str]) -> None:
+    """Save a model whose config asks for float32 and whose file has another precision, and a header that tells more."""
+    state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict=state, max_shard_size="1TB")
+    file = folder / "model.safetensors"
+    mode = file.stat().st_mode
+    save_file(load_file(file), file, metadata={"format": "pt", **metadata})
+    file.chmod(mode)
+
+
+def _metadata(version: str, settings: Mapping[str, Any] | None) -> dict[str, str]:
+    """What the header of the weights says of them: release, code, and name of the training data."""
+    found = {"version": version, "adaptface_version": __version__, "training_data": training_data(settings or {})}
+    if (ROOT / ".git").exists():
+        done = [
+            subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        ]
+        if not any(process.returncode for process in done):
+            found["adaptface_commit"] = done[0].stdout.strip() + ("+changes" if done[1].stdout.strip() else "")
+    return found
+
+
+def _plots(results: Path | None, settings: Path | None) -> dict[str, Callable[[Path], object]]:
+    """What makes each picture: those of the evaluation beside its results, and the experts' use in training."""
+    found: dict[str, Callable[[Path], object]] = {}
+    for name in RELEASE_PLOTS if results else ():
+        assert results is not None
+        if (file := results.with_name(name)).is_file():
+            found[name] = partial(shutil.copyfile, file)
+    log = settings.with_name("log.jsonl") if settings else None
+    usage = domain_usage(read_log(log)) if log and log.is_file() else {}
+    if usage:
+        found["domain_usage.png"] = partial(draw_domain_usage, usage)
+    return found
 
 
 def check_release(folder: Path, *, allow_full: bool = False, run_folder: Path | None = None) -> None:
@@ -152,27 +251,70 @@ def check_release(folder: Path, *, allow_full: bool = False, run_folder: Path | 
             is loaded by it.
     """
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    faults = [f"{name} must not be in a release" for name in sorted(files - RELEASE_FILES)]
-    faults += [f"{name} is missing" for name in sorted(REQUIRED_FILES - files)]
+    faults = [f"{name} must not be in a release" for name in not_of_a_release(files)]
+    faults += [f"{name} is missing" for name in sorted(RELEASE_FILES - files)]
     if "model.safetensors" in files:
-        with safe_open(folder / "model.safetensors", framework="np") as tensors:
-            names = set(tensors.keys())
-        for name in sorted(names):
-            if not name.startswith(TENSOR_PREFIXES):
-                faults.append(f"tensor {name} is no part of the model; identity heads stay in the checkpoints")
-            elif name.startswith("backbone.") and not allow_full:
-                faults.append(f"tensor {name} belongs to the base")
+        faults += _faults_of_weights(folder, allow_full)
+    faults += [
+        f"{name} has {size:,} bytes, more than {OTHER_BYTES:,}"
+        for name in sorted(files)
+        if not name.endswith(".safetensors") and (size := (folder / name).stat().st_size) > OTHER_BYTES
+    ]
     private = [Path(os.path.expanduser("~")), *([run_folder.resolve()] if run_folder else [])]
-    for name in sorted(files & {"README.md", "config.json", "results.json"}):
-        file = folder / name
-        content: Any = file.read_text(encoding="utf-8").splitlines() if name == "README.md" else _read_json(file)
-        if name == "config.json" and content.get("adaptation") != "full":
-            content.pop("backbone", None)
-        for text in _strings(content):
-            if without_folders(text) != text or any(_holds(text, path) for path in private):
+    for name in sorted(files):
+        for text in _texts(folder / name):
+            tokens = _TOKEN.findall(text)
+            faults += [f"{name} holds a token, {token[:6]}...; take it out, and revoke it" for token in tokens]
+            is_path = without_folders(text) != text or any(_holds(text, path) for path in private)
+            if is_path and not name.endswith(".py"):
                 faults.append(f"{name} holds a path of this machine in {text[:200]!r}; take it out of its source")
     if faults:
         raise ReleaseError(f"{folder} is no release: " + "; ".join(faults[:10]))
+
+
+def _texts(file: Path) -> list[str]:
+    """What can be read in a file of a release, but for a base in config.json that is needed there."""
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="np") as tensors:
+            return list((tensors.metadata() or {}).values())
+    if file.suffix == ".png":
+        return []
+    if file.suffix != ".json":
+        return file.read_text(encoding="utf-8").splitlines()
+    content = _read_json(file)
+    if file.name == "config.json" and content.get("adaptation") != "full":
+        content.pop("backbone", None)
+    return list(_strings(content))
+
+
+def _faults_of_weights(folder: Path, allow_full: bool) -> list[str]:
+    """What is wrong with the tensors of a release, by their names and by the size of the files."""
+    faults = []
+    file = folder / "model.safetensors"
+    with safe_open(file, framework="np") as tensors:
+        sizes = {name: math.prod(tensors.get_slice(name).get_shape()) for name in sorted(tensors.keys())}
+    for name in sizes:
+        if not name.startswith(TENSOR_PREFIXES):
+            faults.append(f"tensor {name} is no part of the model; identity heads stay in the checkpoints")
+        elif name.startswith("backbone.") and not allow_full:
+            faults.append(f"tensor {name} belongs to the base")
+    if (folder / "config.json").is_file():
+        config = AdaptFaceConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            wanted = AdaptFaceModel(config, defer_backbone=True).state_dict()
+        numbers = sum(tensor.numel() for tensor in wanted.values())
+        held, size = sum(sizes.values()), file.stat().st_size
+        if held > numbers or size > 4 * numbers + HEADER_BYTES:
+            faults.append(f"model.safetensors holds {held:,} numbers in {size:,} bytes, the model has {numbers:,}")
+        elif adapters := sorted(folder.glob("peft/**/*.safetensors")):
+            # A thrice for q, k and v, all of it under the names of two versions of transformers, and twice as wide
+            # where a mix is not even.
+            faults += [
+                f"{adapter.relative_to(folder).as_posix()} has {adapter.stat().st_size:,} bytes, too many for the model"
+                for adapter in adapters
+                if adapter.stat().st_size > 6 * size + HEADER_BYTES
+            ]
+    return faults
 
 
 def verify_release(folder: Path, model_dir: Path, *, tolerance: float = 1e-5) -> float:
@@ -184,7 +326,8 @@ def verify_release(folder: Path, model_dir: Path, *, tolerance: float = 1e-5) ->
     Args:
         folder (`Path`): the release.
         model_dir (`Path`): the model folder it was staged from.
-        tolerance (`float`): largest accepted absolute difference of pixel values and embeddings.
+        tolerance (`float`): largest accepted absolute difference of pixel values and embeddings, from the model with
+            its weights rounded to the precision of the release.
     Returns:
         `float`: largest absolute difference of the embeddings.
     Raises:
@@ -193,12 +336,16 @@ def verify_release(folder: Path, model_dir: Path, *, tolerance: float = 1e-5) ->
     images = np.random.default_rng(0).integers(0, 256, (4, 112, 112, 3), dtype=np.uint8)
     model = AdaptFaceModel.from_pretrained(model_dir, dtype=torch.float32).eval()
     pixel_values = AdaptFaceImageProcessor.from_pretrained(model_dir)(list(images))["pixel_values"]  # (4, 3, S, S)
+    with safe_open(folder / "model.safetensors", framework="pt") as tensors:
+        dtype = tensors.get_tensor("projection.weight").dtype
+    _round_weights(model, dtype)
     with torch.no_grad():
         expected = {"pixel_values": pixel_values.numpy(), "embeddings": model(pixel_values).pooler_output.numpy()}
 
     with tempfile.TemporaryDirectory() as scratch:
         report, found = _load_in_clean_process(folder, images, Path(scratch))
-    said = report["warnings"] + [f"{key}: {', '.join(names)}" for key, names in report["loading_info"].items()]
+    said = [text for text in report["warnings"] if not text.startswith(REMARKS)]
+    said += [f"{key}: {', '.join(names)}" for key, names in report["loading_info"].items()]
     if said:
         raise ReleaseError(f"{folder} loads, but not silently: " + " | ".join(said))
     differences = {}
@@ -234,21 +381,6 @@ def _load_in_clean_process(
         raise ReleaseError(f"{folder} does not load in a clean process (exit code {process.returncode}):\n{reason}")
     with np.load(scratch / "embeddings.npz") as arrays:
         return json.loads(process.stdout.splitlines()[-1]), dict(arrays)
-
-
-def without_folders(content: Any) -> Any:
-    """JSON content with each absolute path, of any system, cut to its last part: folders tell who worked where."""
-    if isinstance(content, dict):
-        return {key: without_folders(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [without_folders(value) for value in content]
-    if not isinstance(content, str):
-        return content
-    option, equals, path = content.partition("=") if content.startswith("-") else ("", "", content)  # --model=/a/b
-    for kind in (PurePosixPath, PureWindowsPath):
-        if kind(path).is_absolute():
-            return f"{option}{equals}{kind(path).name}"
-    return content
 
 
 def _strings(content: Any) -> Iterator[str]:
@@ -374,7 +506,7 @@ def _requirements() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _model_folder(run: Path) -> Path:
+def model_folder(run: Path) -> Path:
     """The model of a run: best/, or last/ where no development set chose one."""
     for folder in (run / "best", run / "last"):
         if folder.is_dir():
@@ -386,46 +518,3 @@ def _model_folder(run: Path) -> Path:
     raise FileNotFoundError(
         f"{run} holds neither best/ nor last/; give the folder of a run that has saved a model, or let it finish"
     )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: stage and verify the release of a run folder."""
-    parser = argparse.ArgumentParser(prog="adaptface.release", description="Stage and verify the release of a run.")
-    parser.add_argument("run_folder", type=Path, help="run folder: best/, settings.yaml, results/results.json")
-    parser.add_argument("--out", type=Path, help="release folder (default: RUN_FOLDER/release)")
-    parser.add_argument(
-        "--repo_id", help="Hub repository it will be, user/name, for the card (default: a local folder)"
-    )
-    parser.add_argument("--license", dest="license_id", help="Hub licence id of the weights, e.g. apache-2.0")
-    parser.add_argument("--allow_full", action="store_true", help="publish a fully fine-tuned base as well")
-    args = parser.parse_args(argv)
-    run: Path = args.run_folder
-    out: Path = args.out or run / "release"
-    results, settings = run / "results" / "results.json", run / "settings.yaml"
-    try:
-        model_dir = _model_folder(run)
-        difference = stage_release(
-            model_dir,
-            results if results.is_file() else None,
-            out,
-            settings=settings if settings.is_file() else None,
-            repo_id=args.repo_id,
-            license_id=args.license_id,
-            allow_full=args.allow_full,
-        )
-    except (ReleaseError, OSError, ValueError) as error:
-        print(f"adaptface.release: {error}", file=sys.stderr)
-        return 1
-    if not results.is_file():
-        print(f"No {results}: the card says 'not measured'.")
-    if not args.repo_id:
-        print("No --repo_id user/name: the card speaks of a local folder; name the repository before you upload it.")
-    size = (out / "model.safetensors").stat().st_size
-    print(f"{out}: model.safetensors has {size / 1e6:.2f} MB; loaded in a clean process, its embeddings differ from")
-    print(f"those of {model_dir} by at most {difference:.1e}.")
-    return 0
-
-
-if __name__ == "__main__":
-    printable_output()
-    sys.exit(main())

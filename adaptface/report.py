@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -49,6 +49,48 @@ def write_results(
     return path
 
 
+def embedder_key(embedder: dict[str, Any]) -> str:
+    """What tells one embedder from another: all that it says of itself."""
+    return json.dumps(embedder, sort_keys=True)
+
+
+def short_names(results: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """What people call each embedder: the shortest ends of the paths that tell all of them apart.
+
+    `best`, or of two runs `a/best` and `b/best`; embedders of one path go by the first thing that they differ in, too.
+
+    Args:
+        results: what `evaluate_pairs` returned, one an embedder and benchmark.
+    Returns:
+        a name for each [`embedder_key`], in order of appearance.
+    """
+    embedders = {embedder_key(result["embedder"]): result["embedder"] for result in results}
+    of_path: dict[Path, list[str]] = {}
+    for key, embedder in embedders.items():
+        of_path.setdefault(Path(embedder["name"]), []).append(key)
+    lengths = range(1, 2 + max((len(path.parts) for path in of_path), default=0))
+    ends = ({path: Path(*path.parts[-length:]).as_posix() for path in of_path} for length in lengths)
+    end = next(found for found in ends if len(set(found.values())) == len(of_path))
+    names: dict[str, str] = {}
+    for path, keys in of_path.items():
+        differences = _differences([embedders[key] for key in keys]) if len(keys) > 1 else [""]
+        names |= {key: end[path] + difference for key, difference in zip(keys, differences, strict=True)}
+    return {key: names[key] for key in embedders}
+
+
+def _differences(embedders: Sequence[dict[str, Any]]) -> list[str]:
+    """The first thing that all of them differ in, else their numbers."""
+    for field in embedders[0]:
+        values = [_words(embedder.get(field)) for embedder in embedders]
+        if field != "name" and len(set(values)) == len(values):
+            return [f" ({field} {value})" for value in values]
+    return [f" ({number})" for number in range(1, len(embedders) + 1)]
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def average_results(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Plain means over benchmarks, of each embedder: over those about one domain, for each, and over all.
 
@@ -63,7 +105,7 @@ def average_results(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for result in (row for row in results if "accuracy" in row):  # templates have none
-        rows.setdefault((json.dumps(result["embedder"], sort_keys=True), result["data"]), []).append(result)
+        rows.setdefault((embedder_key(result["embedder"]), result["data"]), []).append(result)
     averages = []
     for of_embedder in rows.values():
         domains = dict.fromkeys(row["domain"] for row in of_embedder if row["domain"] is not None)
@@ -107,6 +149,7 @@ def printable_output() -> None:
 
 
 _HEADER = ["embedder", "benchmark", "data", "pairs", "folds", "accuracy", "AUC", "EER", "TAR@FAR", "img/s"]
+_GIVEN = ("far", "fpir", "rank")  # what a rate is given at
 _UNITS = (
     "accuracy: k-fold, mean ± population standard deviation over the folds, in %; EER and TAR in %; full protocol in "
     "results.json"
@@ -116,12 +159,13 @@ _SYNTHETIC = "synthetic: rendered faces, no people; such numbers say nothing abo
 
 def _rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Cells for people: a row an embedder and benchmark, below it one a part; then the means over benchmarks."""
+    names = short_names(results)
     rows: list[dict[str, str]] = []
     for result in results:
         rates = [f"{100 * rate['tar']:.2f}@{rate['far']:g}" for rate in result["tar_at_far"][-2:]]
         speed = result["images_per_second"]
         row = {
-            "embedder": result["embedder"]["name"],
+            "embedder": names[embedder_key(result["embedder"])],
             "benchmark": result["benchmark"],
             "data": result["data"],
             "pairs": f"{result['pairs']:,}",
@@ -140,7 +184,7 @@ def _rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
         if len(average["benchmarks"]) > 1:
             rows.append(
                 {
-                    "embedder": average["embedder"]["name"],
+                    "embedder": names[embedder_key(average["embedder"])],
                     "benchmark": f"mean of {average['domain'] or 'all'} ({len(average['benchmarks'])})",
                     "data": average["data"],
                     "accuracy": f"{100 * average['accuracy']:.2f}",
@@ -195,7 +239,8 @@ def results_table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def write_tables(folder: Path, results: Sequence[dict[str, Any]]) -> list[Path]:
-    """The table as `results.md`, and every number as `results.csv`: fractions, a row an embedder and benchmark.
+    """The table as `results.md`; the main numbers as `results.csv`, a row an embedder and benchmark; and every number
+    as `results_long.csv`, a row each. Numbers of the CSV files are fractions.
 
     Returns:
         paths of the files.
@@ -203,18 +248,59 @@ def write_tables(folder: Path, results: Sequence[dict[str, Any]]) -> list[Path]:
     lines = [_HEADER, ["---"] * len(_HEADER), *_rows(results)]
     table = ["| " + " | ".join(cell.strip().replace("|", "\\|") for cell in line) + " |" for line in lines]
     markdown = "\n".join([*table, "", *(f"- {note}" for note in _notes(results))]) + "\n"
-    content = io.StringIO()
-    rates = sorted({rate["far"] for result in results for rate in result["tar_at_far"]}, reverse=True)
-    plain = ("benchmark", "data", "pairs", "genuine", "impostor", "images", "accuracy", "accuracy_std", "auc", "eer")
-    writer = csv.writer(content, lineterminator="\n")
-    intervals = ["accuracy_low", "accuracy_high", "auc_low", "auc_high"]
-    writer.writerow(["embedder", *plain, *intervals, *(f"tar@far={far:g}" for far in rates)])
-    for result in results:
-        tars = {rate["far"]: rate["tar"] for rate in result["tar_at_far"]}
-        ends = [end for key in ("accuracy_interval", "auc_interval") for end in result.get(key) or ("", "")]
-        numbers = [*(result.get(key, "") for key in plain), *ends, *(tars.get(far, "") for far in rates)]
-        writer.writerow([result["embedder"]["name"], *numbers])
-    files = {folder / "results.md": markdown, folder / "results.csv": content.getvalue()}
+    files = {
+        folder / "results.md": markdown,
+        folder / "results.csv": _csv(_main_numbers(results)),
+        folder / "results_long.csv": _csv(_all_numbers(results)),
+    }
     for file, text in files.items():
         write_text_atomically(file, text)
     return list(files)
+
+
+def _csv(rows: Iterator[list[Any]]) -> str:
+    content = io.StringIO()
+    csv.writer(content, lineterminator="\n").writerows(rows)
+    return content.getvalue()
+
+
+def _main_numbers(results: Sequence[dict[str, Any]]) -> Iterator[list[Any]]:
+    names = short_names(results)
+    fars = sorted({rate["far"] for result in results for rate in result["tar_at_far"]}, reverse=True)
+    plain = ("benchmark", "data", "pairs", "genuine", "impostor", "images", "accuracy", "accuracy_std", "auc", "eer")
+    intervals = ["accuracy_low", "accuracy_high", "auc_low", "auc_high"]
+    yield ["embedder", *plain, *intervals, *(f"tar@far={far:g}" for far in fars)]
+    for result in results:
+        tars = {rate["far"]: rate["tar"] for rate in result["tar_at_far"]}
+        ends = [end for key in ("accuracy_interval", "auc_interval") for end in result.get(key) or ("", "")]
+        numbers = [*(result.get(key, "") for key in plain), *ends, *(tars.get(far, "") for far in fars)]
+        yield [names[embedder_key(result["embedder"])], *numbers]
+
+
+def _all_numbers(results: Sequence[dict[str, Any]]) -> Iterator[list[Any]]:
+    names = short_names(results)
+    yield ["embedder", "benchmark", "part", "metric", "at", "value", "low", "high"]
+    for result in results:
+        measured = {key: value for key, value in result.items() if key not in ("embedder", "protocol")}
+        for row in _numbers(measured, (), ""):
+            yield [names[embedder_key(result["embedder"])], result["benchmark"], *row]
+
+
+def _numbers(found: dict[str, Any], part: tuple[str, ...], at: Any) -> Iterator[list[Any]]:
+    """`part`, `metric`, `at`, `value`, `low`, `high` of each number in a mapping of `results.json`, however deep.
+
+    Nothing is named here but what a rate is given at and how an interval is called: what evaluation adds comes along.
+    """
+    at = next((found[key] for key in _GIVEN if isinstance(found.get(key), int | float)), at)
+    for key, value in found.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, (*part, key), at)
+        elif isinstance(value, list) and not key.endswith("_interval"):
+            for place, item in enumerate(value):
+                if isinstance(item, dict):
+                    yield from _numbers(item, (*part, key), at)
+                elif isinstance(item, int | float):
+                    yield ["/".join(part), key, place, item, "", ""]
+        elif isinstance(value, int | float) and key not in _GIVEN:
+            ends = found.get(f"{key.removeprefix('measured_')}_interval") or ("", "")
+            yield ["/".join(part), key, at, value, *("" if end is None else end for end in ends)]

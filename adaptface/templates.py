@@ -10,7 +10,7 @@ import numpy as np
 
 from adaptface.data.templates import Subjects, TemplateSet
 from adaptface.embedders import Embedder
-from adaptface.embedding import feature_blocks
+from adaptface.embedding import StoredEmbeddings, feature_blocks
 from adaptface.evaluation import Evaluation, refuse_suspect, suspect_auc
 from adaptface.metrics import (
     MIN_FALSE_ACCEPTS,
@@ -32,6 +32,7 @@ PROTOCOL = {
     "and above the threshold; FPIR: best candidate of a non-mated search above it; threshold interpolated on these; at "
     f"least {MIN_FALSE_ACCEPTS} errors; mean over the galleries unweighted",
 }
+STORED = PROTOCOL["embedding"].replace("of image and mirror image added raw", "as given")
 
 
 def image_weights(template_set: TemplateSet) -> np.ndarray:
@@ -47,14 +48,16 @@ def image_weights(template_set: TemplateSet) -> np.ndarray:
     return template_set.scores / sizes[group]
 
 
-def template_features(embedder: Embedder, template_set: TemplateSet, **options: Any) -> tuple[np.ndarray, int]:
+def template_features(
+    embedder: Embedder | StoredEmbeddings, template_set: TemplateSet, **options: Any
+) -> tuple[np.ndarray, int]:
     """Embed templates: the features of an image and of its mirror image are added raw and weighted by the detector's
     score, then averaged over each medium, summed over the media and L2-normalised.
 
     Nothing is held but a block of images and one row a template.
 
     Args:
-        embedder: what turns images into features.
+        embedder: what turns images into features, or features that were made elsewhere, of any length: it weighs them.
         template_set: from `load_ijb`.
         options: batch size, workers, progress, processes, cache; see [`~embedding.feature_blocks`].
     Returns:
@@ -68,7 +71,12 @@ def template_features(embedder: Embedder, template_set: TemplateSet, **options: 
     weights = image_weights(template_set)
     embedded = 0
     sums: np.ndarray | None = None
-    for start, features, computed in feature_blocks(embedder, template_set.images, **options):
+    images = template_set.images
+    if isinstance(embedder, StoredEmbeddings):
+        blocks = embedder.blocks(images)
+    else:
+        blocks = feature_blocks(embedder, images, **options)
+    for start, features, computed in blocks:
         embedded += computed
         block = slice(start, start + len(features))
         if sums is None:
@@ -90,12 +98,15 @@ def _identification(features: np.ndarray, probes: Subjects, gallery: Subjects) -
 
 
 def _mean_over_galleries(reports: list[IdentificationReport]) -> dict[str, Any]:
-    """Plain means of the galleries' rates, where all of them have the rate."""
+    """Rates over the galleries as insightface's `run_model_test_1N` takes them: ranks over the mated searches of all,
+    TPIRs as the plain mean, where all galleries have them."""
+    searches = [report.mated for report in reports]
     by_rank = zip(*(report.rank_rates for report in reports), strict=True)
     fpirs = [{row["fpir"]: row["tpir"] for row in report.tpir_at_fpir} for report in reports]
     return {
         "rank_rates": [
-            {"rank": rows[0]["rank"], "rate": float(np.mean([row["rate"] for row in rows]))} for rows in by_rank
+            {"rank": rows[0]["rank"], "rate": float(np.average([row["rate"] for row in rows], weights=searches))}
+            for rows in by_rank
         ],
         "tpir_at_fpir": [
             {"fpir": fpir, "tpir": float(np.mean([rates[fpir] for rates in fpirs]))}
@@ -106,7 +117,7 @@ def _mean_over_galleries(reports: list[IdentificationReport]) -> dict[str, Any]:
 
 
 def evaluate_templates(
-    embedder: Embedder, template_set: TemplateSet, strict: bool = True, **options: Any
+    embedder: Embedder | StoredEmbeddings, template_set: TemplateSet, strict: bool = True, **options: Any
 ) -> Evaluation:
     """Run IJB's verification protocol and, where the set has galleries, its identification protocol.
 
@@ -147,7 +158,7 @@ def evaluate_templates(
     result = {
         "benchmark": template_set.name,
         "data": "synthetic" if template_set.synthetic else "unspecified",
-        "protocol": PROTOCOL,
+        "protocol": PROTOCOL | ({"embedding": STORED} if isinstance(embedder, StoredEmbeddings) else {}),
         "embedder": embedder.describe(),
         "images": len(template_set.images),
         "templates": len(template_set.templates),

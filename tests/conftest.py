@@ -76,3 +76,11 @@ def real_faces() -> Path:
     if not (path / "faces_train").is_dir():
         pytest.fail(f"ADAPTFACE_REAL_FACES={folder} has no folder faces_train")
     return path
+
+
+def oldest_python() -> str:
+    """An interpreter with the libraries of constraints-oldest.txt; skips the test where there is none."""
+    python = os.environ.get("ADAPTFACE_OLD_PYTHON")
+    if python is None:
+        pytest.skip("no older transformers: set ADAPTFACE_OLD_PYTHON to an interpreter with constraints-oldest.txt")
+    return python

@@ -1,16 +1,21 @@
 """A stranger's process: loads models by name with transformers only. Run by path, with a JSON job on standard input.
 
 The job: `{"clean_load": path of adaptface/clean_load.py, "images": npy file, "answer": JSON file to write,
-"loads": [...]}`, each load being `{"name", "source", "revision", "dtype", "resave", "pipeline"}`, all but the first two
-optional. The answer maps each name to what was seen. On standard error a line `== NAME` precedes what a load has
-to say.
+"loads": [...]}`, each load being `{"name", "source", "revision", "code_revision", "token", "dtype", "resave",
+"pipeline", "disk"}`, all but the first two optional; "disk" is the size in bytes that files may have. The answer maps
+each name to what was seen. On standard error a line `== NAME` precedes what a load has to say.
 """
 
 import json
 import logging
 import runpy
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+with suppress(ImportError):  # Windows has none
+    import resource
 
 job = json.load(sys.stdin)
 clean_load = runpy.run_path(job["clean_load"])
@@ -22,10 +27,23 @@ from PIL import Image  # noqa: E402
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, pipeline  # noqa: E402
 
 
+@contextmanager
+def disk_of(size: int | None) -> Iterator[None]:
+    """No file grows beyond `size` bytes; what tries to gets the error of a full disk."""
+    if size is None:
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def run(load: dict) -> dict:
     source, options = load["source"], {"trust_remote_code": True}
-    if load.get("revision"):
-        options["revision"] = load["revision"]
+    options |= {name: load[name] for name in ("revision", "code_revision", "token") if load.get(name)}
     images = list(np.load(job["images"]))
     config = AutoConfig.from_pretrained(source, **options)
     processor = AutoImageProcessor.from_pretrained(source, **options)
@@ -36,6 +54,7 @@ def run(load: dict) -> dict:
     with torch.no_grad():
         embeddings = model(pixel_values).pooler_output.float()
     seen = {
+        "code": type(model).__module__,
         "classes": [f"{type(x).__module__.split('.')[0]}.{type(x).__name__}" for x in (config, processor, model)],
         "dtypes": sorted({str(p.dtype) for p in model.parameters()}),
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -61,7 +80,8 @@ for load in job["loads"]:
     print(f"== {load['name']}", file=sys.stderr, flush=True)
     collector.messages.clear()
     try:
-        answer[load["name"]] = run(load)
+        with disk_of(load.get("disk")):
+            answer[load["name"]] = run(load)
     except Exception as error:
         answer[load["name"]] = {"error": f"{type(error).__name__}: {error}"}
     answer[load["name"]]["messages"] = list(dict.fromkeys(collector.messages))

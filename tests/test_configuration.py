@@ -2,12 +2,17 @@
 
 import json
 import math
+import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import Dinov2Config
 
+import configuration_adaptface
 from configuration_adaptface import AdaptFaceConfig
 
 
@@ -100,3 +105,37 @@ def test_round_trip_through_json(tmp_path: Path) -> None:
 def test_errors_name_field_value_and_remedy(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AdaptFaceConfig(**values)
+
+
+# ---------------------------------------------------------------------------------------- versions of transformers
+
+
+def test_the_range_of_transformers_is_one() -> None:
+    root = Path(configuration_adaptface.__file__).parent
+    oldest, unknown = configuration_adaptface.OLDEST_TRANSFORMERS, configuration_adaptface.UNKNOWN_TRANSFORMERS
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert f"transformers>={oldest},<{unknown}" in project["dependencies"]
+    assert f"transformers>={oldest},<{unknown}" in (root / "README.md").read_text(encoding="utf-8")
+    lines = {name: (root / name).read_text(encoding="utf-8") for name in ("constraints.txt", "constraints-oldest.txt")}
+    assert f"\ntransformers=={oldest}." in lines["constraints-oldest.txt"], "the oldest is tested"
+    assert f"\ntransformers=={int(unknown) - 1}." in lines["constraints.txt"], "and the newest major"
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        ("4.56.2", "ImportError: transformers>=4.57 is required .*pip install -U 'transformers>=4.57'"),
+        ("6.0.1", "AdaptFace is tested up to transformers 6, this is 6.0.1: look for a newer release of this model"),
+        ("5.99.0", ""),
+    ],
+)
+def test_other_transformers_are_told(version: str, said: str) -> None:
+    code = (
+        f"import importlib.metadata as m, transformers; real = m.version; transformers.__version__ = {version!r}\n"
+        f"m.version = lambda name: {version!r} if name == 'transformers' else real(name)\n"
+        "import configuration_adaptface"
+    )
+    root = Path(configuration_adaptface.__file__).parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert re.search(said, " ".join(done.stderr.split())) if said else done.stderr == "", done.stderr
+    assert (done.returncode != 0) == said.startswith("ImportError")

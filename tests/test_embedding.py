@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,10 +34,10 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from adaptface import cli
+from adaptface import cli, embedders
 from adaptface.data.benchmarks import load_pairs
 from adaptface.embedders import BackboneEmbedder, ModelEmbedder, OnnxEmbedder, Preprocess, check_model
-from adaptface.embedding import StoredEmbeddings, embed_distinct, embed_images
+from adaptface.embedding import StoredEmbeddings, _batches, embed_distinct, embed_images
 from adaptface.evaluation import SuspectLabelsError, evaluate_pairs
 from image_processing_adaptface import AdaptFaceImageProcessor
 from modeling_adaptface import AdaptFaceModel
@@ -354,7 +355,7 @@ def test_onnx_embedder_of_free_and_fixed_batch_size(tmp_path: Path, batch: int |
     images = pictures(6)
     expected = embed_images(ChannelMeans(), images, progress=False)
     assert np.allclose(embed_images(embedder, images, batch_size=5, progress=False), expected, atol=1e-5)
-    assert embedder.describe()["image_size"] == SIDE and embedder.name == "peer.onnx"
+    assert embedder.describe()["image_size"] == SIDE and embedder.name == str(tmp_path / "peer.onnx")
     half = OnnxEmbedder(tmp_path / "peer.onnx", mean=(0.5,) * 3, std=(0.5,) * 3)
     assert half.preprocess(Image.new("RGB", (SIDE, SIDE), "white")).unique().tolist() == [1.0]
     ends = OnnxEmbedder(tmp_path / "peer.onnx", mean=(0, 0, 1), std=(1, 1, 1))
@@ -544,16 +545,93 @@ def test_what_an_embedding_depends_on(tiny_model: AdaptFaceModel, tiny_backbone_
     assert BackboneEmbedder.from_pretrained(base, None, 56, "cpu").identity() != sizes[1], "other heads, same weights"
 
 
-def test_an_onnx_model_is_told_by_its_external_data_too(tmp_path: Path) -> None:
-    peer = save_onnx(tmp_path / "peer.onnx")
-    alone = OnnxEmbedder(peer)
-    assert alone.describe()["revision"] == f"sha256:{hashlib.sha256(peer.read_bytes()).hexdigest()}"
-    name = "ReduceMean"  # stands in the graph, as the name of a data file would
-    assert name.encode() in peer.read_bytes()
-    (tmp_path / name).write_bytes(b"weights")
-    first = OnnxEmbedder(peer).identity()
-    (tmp_path / name).write_bytes(b"other weights")
-    assert alone.identity() != first != OnnxEmbedder(peer).identity()
+@pytest.mark.parametrize("change", [{"resample": 2}, {"rescale_factor": 1 / 127.5}, {"image_mean": [0.1, 0.2, 0.3]}])
+def test_an_embedding_depends_on_all_of_its_processor(
+    tiny_model: AdaptFaceModel, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    tiny_model.save_pretrained(tmp_path / "m")
+    AdaptFaceImageProcessor(size=56).save_pretrained(tmp_path / "m")
+    before = ModelEmbedder.from_pretrained(tmp_path / "m", device="cpu").identity()
+    file = tmp_path / "m" / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | change), encoding="utf-8")
+    assert ModelEmbedder.from_pretrained(tmp_path / "m", device="cpu").identity() != before
+    peer, other = (BackboneEmbedder(tiny_model.backbone, 56, digest="0" * 64) for _ in "ab")
+    settings = {"size": 56, **change}
+    other.preprocess = Preprocess(AdaptFaceImageProcessor(**settings))
+    assert peer.identity() != other.identity()
+    same = peer.identity()
+    peer.preprocess.processor.auto_map = {"AutoImageProcessor": "user/model--image_processing_adaptface.X"}
+    assert "auto_map" in json.loads(peer.preprocess.processor.to_json_string())
+    assert peer.identity() == same, "where the class was found does not matter"
+
+
+@pytest.mark.parametrize("library", ["torch", "transformers", "pillow"])
+def test_an_embedding_depends_on_the_libraries(
+    tiny_model: AdaptFaceModel, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = BackboneEmbedder(tiny_model.backbone, 56, digest="0" * 64)
+    before, version = embedder.identity(), embedders.version
+    monkeypatch.setattr(embedders, "version", lambda name: version(name) + ("9" if name == library else ""))
+    assert embedder.identity() != before
+
+
+def save_onnx_with_data(path: Path, location: str, side: int = SIDE, seed: int = 0) -> Path:
+    """A linear map of the pixels to four features, whose weights are in a file of their own."""
+    weights = np.random.default_rng(seed).normal(size=(3 * side * side, 4)).astype("<f4")
+    (path.parent / location).parent.mkdir(exist_ok=True)
+    weights.tofile(path.parent / location)
+
+    def value(name: str, *shape: int | str) -> bytes:
+        dims = [(1, message((1 if isinstance(d, int) else 2, d))) for d in shape]
+        return message((1, name), (2, message((1, message((1, 1), (2, message(*dims)))))))
+
+    where = message((1, "location"), (2, location))
+    tensor = message((1, 3 * side * side), (1, 4), (2, 1), (8, "w"), (13, where), (14, 1))
+    flatten = message((1, "x"), (2, "flat"), (4, "Flatten"))
+    graph = message(
+        (1, flatten),
+        (1, message((1, "flat"), (1, "w"), (2, "y"), (4, "MatMul"))),
+        (2, "linear"),
+        (5, tensor),
+        (11, value("x", "batch", 3, side, side)),
+        (12, value("y", "batch", 4)),
+    )
+    author = message((1, "location"), (2, "Bern"))  # metadata of the model: no file
+    path.write_bytes(message((1, 8), (7, graph), (8, message((1, ""), (2, 18))), (14, author)))
+    return path
+
+
+@pytest.mark.parametrize("location", ["weights.bin", "data/weights.bin", f"data/{'w' * 150}.bin"])
+def test_an_onnx_model_is_told_by_its_external_data_too(tmp_path: Path, location: str) -> None:
+    pytest.importorskip("onnxruntime")
+    plain = save_onnx(tmp_path / "plain.onnx")
+    assert OnnxEmbedder(plain).describe()["revision"] == f"sha256:{hashlib.sha256(plain.read_bytes()).hexdigest()}"
+    peer = save_onnx_with_data(tmp_path / "peer.onnx", location)
+    content = peer.read_bytes()
+    first = OnnxEmbedder(peer)
+    embeddings = embed_images(first, pictures(2), progress=False)
+    save_onnx_with_data(peer, location, seed=1)
+    assert peer.read_bytes() == content, "the data alone is another"
+    second = OnnxEmbedder(peer)
+    assert not np.allclose(embed_images(second, pictures(2), progress=False), embeddings, atol=0.01)
+    assert first.identity() != second.identity() and first.describe()["revision"] != second.describe()["revision"]
+    (tmp_path / location).unlink()
+    with pytest.raises(FileNotFoundError, match=r"peer\.onnx: its weights are in other files, .* not there: ") as error:
+        OnnxEmbedder(peer)
+    assert str(error.value).endswith(str(tmp_path / location))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 12])
+def test_processes_share_the_batches_and_are_equally_busy(count: int) -> None:
+    images = 80
+    for size in (7, 12, 80):
+        whole = _batches(images, size, None)
+        assert [index for batch in whole for index in batch] == list(range(images))
+        shares = [_batches(images, size, SimpleNamespace(num_processes=count, process_index=i)) for i in range(count)]
+        assert len({len(share) for share in shares}) == 1, "a process that waits for another would hang"
+        turns = [batch for round_ in zip(*shares, strict=True) for batch in round_]
+        assert turns[: len(whole)] == whole and all(batch == whole[-1] for batch in turns[len(whole) :])
+        assert len(turns) < len(whole) + count
 
 
 def write_stored(path: Path, **arrays: Any) -> Path:
@@ -575,7 +653,7 @@ def test_stored_embeddings_are_scored_like_those_of_an_embedder(tmp_path: Path) 
         assert np.allclose(similarities, expected.similarities, atol=1e-6)
         assert result["accuracy"] == expected.result["accuracy"] and result["images"] == 40 and result["embedded"] == 0
         assert result["protocol"]["embedding"] == "embeddings as given, L2-normalised"
-        assert result["embedder"]["kind"] == "embeddings" and result["embedder"]["name"] == "peer.npz"
+        assert result["embedder"]["kind"] == "embeddings" and result["embedder"]["name"] == str(stored.path)
     few = StoredEmbeddings(write_stored(tmp_path / "few.npz", files=np.array(names[:-3]), embeddings=embeddings[:-3]))
     with pytest.raises(ValueError, match=r"few\.npz: has no row for 3 of 40 images\n.*" + re.escape(names[-3])):
         evaluate_pairs(few, pairs)

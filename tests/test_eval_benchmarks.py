@@ -18,15 +18,18 @@ from PIL import Image
 from transformers import AutoModel
 
 import eval_benchmarks
-from adaptface.plots import _short_names
+from adaptface.data.pairs import PairImages, PairSet
+from adaptface.metrics import contiguous_folds, match_calibration
 from adaptface.report import results_table, write_results, write_tables
+from adaptface.thresholds import decision_thresholds
 from image_processing_adaptface import AdaptFaceImageProcessor
 from modeling_adaptface import AdaptFaceModel
+from tests.test_embedding import save_onnx_with_data
 from tests.test_templates import write_ijb
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("dev_pairs", "second")
-TABLES = {"results.json", "results.md", "results.csv"}
+TABLES = {"results.json", "results.md", "results.csv", "results_long.csv"}
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +67,6 @@ def test_script_writes_results_and_prints_one_row_each(
     assert content["machine"]["cpus"] >= 1 and content["date"].endswith("+00:00")
     names = {path.name for path in (tmp_path / "out").iterdir()}  # nothing half-written is left
     sheets = {f"worst_pairs_{n + 1}_{tiny_backbone_dir.name}_{name}.png" for n, name in enumerate(NAMES)}
-    assert _short_names(["runs/a/best", "runs/b/best", "peer.onnx"]) == {
-        "runs/a/best": "a/best", "runs/b/best": "b/best", "peer.onnx": "peer.onnx",
-    }  # fmt: skip
     assert names == {*TABLES, "roc.png", "det.png", "scores.png", "domains.png", *sheets}
     for name in names - TABLES:
         with Image.open(tmp_path / "out" / name) as picture:
@@ -152,7 +152,7 @@ def test_a_failed_run_leaves_earlier_results_and_keeps_its_finished_rows(
     assert str(stop.value).startswith("error: ") and "\n" not in str(stop.value) and not list(out.iterdir())
     run_script(out, tiny_backbone_dir)
     printed = capsys.readouterr().out
-    assert printed.endswith(f"written to {file}; beside it: results.md, results.csv\n")
+    assert printed.endswith(f"written to {file}; beside it: results.md, results.csv, results_long.csv\n")
     assert {path.name for path in out.iterdir()} == TABLES
     before = file.read_bytes()
 
@@ -168,7 +168,7 @@ def test_a_failed_run_leaves_earlier_results_and_keeps_its_finished_rows(
     assert [row["embedder"]["name"] for row in rows] == [str(tiny_backbone_dir)]
 
     capsys.readouterr()
-    run_script(out, tiny_backbone_dir, tiny_backbone_dir)
+    run_script(out, tiny_backbone_dir, Path(shutil.copytree(tiny_backbone_dir, tmp_path / "second")))
     printed = capsys.readouterr()
     assert f"{partial} holds rows of a run that did not end; this run replaces it" in printed.err
     assert f"\nwritten to {file}, in place of an earlier one; beside it: " in printed.out
@@ -230,15 +230,15 @@ def test_templates_and_pairs_in_one_run(
     with (tmp_path / "out" / "results.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert rows[0]["benchmark"] == "ijbc" and rows[0]["accuracy"] == "" and float(rows[0]["auc"]) == templates["auc"]
+    with (tmp_path / "out" / "results_long.csv").open(encoding="utf-8") as file:
+        rank = [row for row in csv.DictReader(file) if row["metric"] == "rate" and row["at"] == "1"]
+    of = {row["part"]: float(row["value"]) for row in rank if row["benchmark"] == "ijbc"}
+    assert of["identification/mean/rank_rates"] == templates["identification"]["mean"]["rank_rates"][0]["rate"]
     pictures = {path.name for path in (tmp_path / "out").glob("*.png")}
     assert {"roc.png", "det.png", "scores.png"} < pictures and not any("ijbc" in name for name in pictures)
     again, _ = eval_benchmarks.main(["--zero_shot", str(tiny_backbone_dir), *words])
     assert templates["embedded"] == templates["images"] and again["embedded"] == 0
     assert all(again[key] == templates[key] for key in ("auc", "eer", "tar_at_far", "identification"))
-
-    np.savez(tmp_path / "peer.npz", embeddings=np.ones((1, 2)), files=np.array(["x"]))
-    with pytest.raises(ValueError, match="its templates weigh images by the norm of their features"):
-        eval_benchmarks.main(["--embeddings", str(tmp_path / "peer.npz"), *words])
 
 
 def test_tables_for_people_and_for_programs(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_tables_for_people_and_for_programs(tmp_path: Path) -> None:
         "domains": None, "warnings": [], "images_per_second": None,
     }  # fmt: skip
     small = result | {"benchmark": "small", "tar_at_far": [{"far": 0.1, "tar": 0.5}], "auc_interval": [0.1, 0.2]}
-    markdown, table = write_tables(tmp_path, [result, small])
+    markdown, table, _ = write_tables(tmp_path, [result, small])
     lines = markdown.read_text(encoding="utf-8").splitlines()
     assert lines[1].count("---") == lines[0].count("|") - 1
     assert lines[2].startswith("| a\\|b | lfw | unspecified | 6,000 | 10 | 98.77 ± 0.43 | 0.9988 |")
@@ -305,6 +305,19 @@ def test_thresholds_go_into_the_config_of_the_model(
     assert again["embedded"] == 0, "thresholds do not change what an embedding is"
 
 
+def test_thresholds_are_calibrated_on_the_folds_of_the_list() -> None:
+    rng = np.random.default_rng(0)
+    same = np.arange(600) % 2 == 1
+    similarities = np.where(same, rng.normal(0.6, 0.2, 600), rng.normal(0.3, 0.2, 600))
+    folds = np.argsort(np.argsort(similarities * (2 * same - 1))) // 60  # the hard pairs together
+    pair_set = PairSet("lfw", PairImages([], []), *np.zeros((2, 600), dtype=np.int64), same, folds, "sorted")
+    counts = {"benchmark": "lfw", "data": "unspecified", "pairs": 600, "genuine": 300, "impostor": 300}
+    rest = {"protocol": {"embedding": "any"}, "embedder": {"weights_sha256": None}, "tar_at_far": [{}]}
+    found = decision_thresholds({**counts, **rest}, pair_set, similarities)["calibration"]
+    assert found == match_calibration(similarities, same, folds)
+    assert found["log_loss"] > match_calibration(similarities, same, contiguous_folds(600))["log_loss"] + 0.01
+
+
 @pytest.mark.distributed
 def test_several_processes_measure_what_one_does(tiny_backbone_dir: Path, benchmark_path: Path, tmp_path: Path) -> None:
     rows = []
@@ -313,7 +326,8 @@ def test_several_processes_measure_what_one_does(tiny_backbone_dir: Path, benchm
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         command += ["eval_benchmarks.py", "--zero_shot", str(tiny_backbone_dir), "--benchmark", str(benchmark_path)]
         command += ["--output_dir", str(out), "--no_plots", "--device", "cpu"]
-        command += ["--batch_size", "7", "--cache_dir", str(out / "cache")]  # 80 images: 12 batches, the last of 3
+        # 80 images: 7 batches, the last of 8; two and three processes do it again to be equally busy
+        command += ["--batch_size", "12", "--cache_dir", str(out / "cache")]
         environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -348,16 +362,51 @@ def test_results_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
         (["--model", "x", "--onnx_std", "1", "1", "1"], "--onnx_std without --onnx"),
         (["--zero_shot", "x", "--write_thresholds", "dev_pairs"], "--write_thresholds without --model"),
         (["--model", "me/x", "--write_thresholds", "dev_pairs"], "needs model folders, and me/x is none"),
+        (["--zero_shot", "x", "--benchmark", "FILE"], "--benchmark FILE is given twice: leave one out"),
+        (["--model", "me/x", "--model", "me/y", "--model", "me/x"], "--model me/x is given twice"),
+        (["--zero_shot", "me/x", "--model", "me/x", "--zero_shot", "me/x"], "--zero_shot me/x is given twice"),
+        (["--embeddings", "FILE", "--embeddings", "AGAIN"], "--embeddings AGAIN is given twice"),
+        (["--onnx", "a/p", "--onnx", "a/p", "--onnx_size", "9"], "--onnx a/p is given twice"),
     ],
 )
 def test_bad_arguments_are_refused(
     arguments: list[str], message: str, benchmark_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [str(benchmark_path) if a == "FILE" else a for a in arguments]
+    again = benchmark_path.parent / "dev" / ".." / benchmark_path.name  # the same file by another path
+    places = {"FILE": str(benchmark_path), "AGAIN": str(again)}
+    arguments = [places.get(argument, argument) for argument in arguments]
+    for word, place in places.items():
+        message = message.replace(word, place)
     with pytest.raises(SystemExit) as stop:
         eval_benchmarks.main(["--benchmark", str(benchmark_path), *arguments])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_one_peer_may_be_given_with_other_means(benchmark_path: Path) -> None:
+    words = ["--benchmark", str(benchmark_path), "--onnx", "p", "--onnx", "p", "--onnx_mean", "0", "0", "0"]
+    assert eval_benchmarks.parse_arguments([*words, "--onnx_mean", "0.5", "0.5", "0.5"]).onnx == [Path("p")] * 2
+
+
+def test_peers_of_one_file_name_stay_apart_everywhere(
+    benchmark_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peers = [tmp_path / letter / "peer.onnx" for letter in "ab"]
+    for number, peer in enumerate(peers):
+        peer.parent.mkdir()
+        save_onnx_with_data(peer, "peer.data", side=56, seed=number)
+    words = [word for peer in peers for word in ("--onnx", str(peer))]
+    words += ["--benchmark", str(benchmark_path), "--output_dir", str(tmp_path / "out"), "--no_cache"]
+    results = eval_benchmarks.main(words)
+    assert [row["embedder"]["name"] for row in results] == [str(peer) for peer in peers]
+    assert results[0]["auc"] != results[1]["auc"]
+    printed = capsys.readouterr().out
+    for name, count in (("a/peer.onnx", 1), ("b/peer.onnx", 1), (str(tmp_path / "a"), 0)):
+        assert sum(line.startswith(name) for line in printed.splitlines()) == count
+    for name in ("results.md", "results.csv", "results_long.csv"):
+        text = (tmp_path / "out" / name).read_text(encoding="utf-8")
+        assert "a/peer.onnx" in text and "b/peer.onnx" in text and str(tmp_path) not in text
+    assert (tmp_path / "out" / "worst_pairs_2_b_peer.onnx_dev_pairs.png").is_file()
 
 
 def test_bad_inputs_stop_before_any_model_is_loaded(

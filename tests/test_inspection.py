@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,19 @@ from typer.testing import CliRunner
 
 from adaptface.cli import app
 from adaptface.data.benchmarks import load_pairs
-from adaptface.data.inspection import SIGNS, as_text, difference_hash, draw, duplicate_groups, inspect_faces, look
+from adaptface.data.inspection import (
+    SIGNS,
+    as_text,
+    difference_hash,
+    draw,
+    duplicate_groups,
+    inspect_faces,
+    look,
+    look_at_all,
+    shared,
+)
 from adaptface.data.sources import open_source
+from tests.test_templates import write_ijb
 
 
 def picture(seed: int, size: int = 64) -> Image.Image:
@@ -89,13 +101,47 @@ def test_overlap_with_a_benchmark(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "bench" / "pairs.txt").write_text("\n".join(lines))
     images = load_pairs(tmp_path / "bench" / "pairs.txt").images
     overlap = inspect_faces(open_source(folder), {"bench": images})["overlap"]["bench"]
-    found = [(pair["sign"], *names([pair["training"], pair["benchmark"]])) for pair in overlap]
+    found = [(group["sign"], names(group["training"]), names(group["benchmark"])) for group in overlap]
     assert found == [
-        ("file", "ada/0.png", "bench/b.png"),
-        ("pixels", "ada/1.png", "bench/c.bmp"),
-        ("pixels", "ada/2.png", "bench/c.bmp"),
-        ("file", "bob/0.png", "bench/b.png"),
+        ("file", ["ada/0.png", "bob/0.png"], ["bench/b.png"]),
+        ("pixels", ["ada/1.png", "ada/2.png"], ["bench/c.bmp"]),
     ]
+
+
+def test_many_copies_of_one_picture_are_one_group() -> None:
+    class Copies:
+        def __init__(self, count: int) -> None:
+            self.count = count
+
+        def __len__(self) -> int:
+            return self.count
+
+        def where(self, index: int) -> str:
+            return f"{index}.png"
+
+        def encoded(self, index: int) -> bytes:
+            return encoded(picture(0))
+
+    (group,) = shared(look_at_all(Copies(200)), look_at_all(Copies(150)))
+    assert group == (list(range(200)), list(range(150)), "file")
+
+
+def test_overlap_with_templates_and_with_images_elsewhere(folder: Path, tmp_path: Path) -> None:
+    ijb = write_ijb(tmp_path / "ijb")
+    shutil.copy(folder / "ada" / "0.png", ijb / "loose_crop" / "3.png")
+    (tmp_path / "lists").mkdir()
+    pairs = [f"{a} {b} {i % 2}" for i in range(10) for a, b in (("0.png", "1.png"), ("0.png", "2.png"))]
+    (tmp_path / "lists" / "some.txt").write_text("\n".join(pairs))
+    command = ["inspect", str(folder), "--workers", "0", "--json", "--benchmark", str(ijb)]
+    command += ["--benchmark", str(tmp_path / "lists" / "some.txt"), "--images", str(folder / "ada")]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    overlap = json.loads(done.output)["overlap"]
+    (group,) = overlap["ijb"]
+    assert names(group["training"]) == ["ada/0.png", "bob/0.png"] and names(group["benchmark"]) == ["loose_crop/3.png"]
+    found = [(group["sign"], names(group["benchmark"])) for group in overlap["some.txt"]]
+    assert found[:2] == [("file", ["ada/0.png"]), ("file", ["ada/1.png"])]
+    assert ("pixels", ["ada/1.png", "ada/2.png"]) in found  # the weaker sign joins what the stronger told apart
 
 
 def test_difference_hash() -> None:

@@ -1,6 +1,8 @@
 """Verification metrics against naive loops, scikit-learn and hand counts."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,10 +101,14 @@ def test_report_gives_population_standard_deviation_and_scikit_learn_auc() -> No
 
 def test_pair_distances_are_two_minus_two_cosines_in_float64() -> None:
     rng = np.random.default_rng(0)
-    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in rng.normal(size=(2, 50, 16)))
-    distances = pair_distances(a.astype(np.float32), b.astype(np.float32))
+    embeddings = rng.normal(size=(50, 16))
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    index_a, index_b = rng.integers(0, 50, (2, 3000))  # more than a block
+    distances = pair_distances(embeddings.astype(np.float32), index_a, index_b)
     assert distances.dtype == np.float64
-    assert np.allclose(distances, 2 - 2 * (a * b).sum(1), atol=1e-6)
+    assert np.allclose(distances, 2 - 2 * (embeddings[index_a] * embeddings[index_b]).sum(1), atol=1e-6)
+    narrow = embeddings.astype(np.float32)[[index_a, index_b]].astype(np.float64)
+    assert np.array_equal(distances, np.square(narrow[0] - narrow[1]).sum(axis=1)), "as of the whole list at once"
 
 
 def test_equal_error_rate_on_a_hand_made_set() -> None:
@@ -217,8 +223,23 @@ def test_group_scores_use_the_thresholds_of_the_whole_list() -> None:
     folds = np.array([7, 7, 9, 9])
     groups = np.array(["pose", "pose", "age", "age"])
     scores = group_scores(distances, same, folds, [0.5, 1.0], groups)
-    assert scores["pose"] == {"pairs": 2, "genuine": 1, "accuracy": 1.0, "auc": roc_auc_score([1, 0], [-0.4, -0.6])}
-    assert scores["age"] == {"pairs": 2, "genuine": 2, "accuracy": 0.5, "auc": None}
+    auc, alone = roc_auc_score([1, 0], [-0.4, -0.6]), {"own_accuracy": None, "own_accuracy_std": None}
+    assert scores["pose"] == {"pairs": 2, "genuine": 1, "accuracy": 1.0, "auc": auc, **alone}
+    assert scores["age"] == {"pairs": 2, "genuine": 2, "accuracy": 0.5, "auc": None, **alone}
+
+
+def test_a_group_has_thresholds_of_its_own_too() -> None:
+    rng = np.random.default_rng(0)
+    same, groups = np.arange(400) % 2 == 0, np.repeat(["near", "far"], 200)
+    distances = rng.normal(np.where(same, 0.8, 1.2), 0.1) + np.where(groups == "far", 0.8, 0)  # one threshold fits none
+    folds = np.tile(np.arange(10), 40)
+    report = verification_report(distances, same, folds)
+    scores = group_scores(distances, same, folds, report.fold_thresholds, groups)
+    for name in ("near", "far"):
+        part = groups == name
+        alone = verification_report(distances[part], same[part], folds[part])
+        own = scores[name]["own_accuracy"], scores[name]["own_accuracy_std"]
+        assert own == (alone.accuracy, alone.accuracy_std) and alone.accuracy > 0.8 > scores[name]["accuracy"]
 
 
 def grouped(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -461,11 +482,29 @@ def test_tpir_lets_exactly_the_allowed_searches_raise_an_alarm() -> None:
     rng = np.random.default_rng(0)
     found = metrics.Searches(rng.normal(2, 1, 50), rng.integers(1, 3, 50), rng.normal(0, 1, 300))
     row = tpir_at_fpir(found, 0.01)
-    assert np.sort(found.best)[-4] < row["threshold"] < np.sort(found.best)[-3] and row["measured_fpir"] == 0.01
+    assert row["threshold"] == np.sort(found.best)[-3] and row["measured_fpir"] == 2 / 300  # strictly above it
     with pytest.raises(
         ValueError, match=r"FPIR 0\.001 cannot be measured on 300 non-mated searches: it takes 3000 for 3"
     ):
         tpir_at_fpir(found, 0.001)
+
+
+def test_labels_may_be_numbers_but_no_others() -> None:
+    rng = np.random.default_rng(0)
+    same = np.arange(1000) % 3 == 0
+    similarities, folds = rng.normal(size=1000) + same, contiguous_folds(1000)
+    calls: list[Callable[[np.ndarray], Any]] = [
+        lambda labels: kfold_accuracy(2 - 2 * similarities, labels, folds)[0].tolist(),
+        lambda labels: equal_error_rate(similarities, labels),
+        lambda labels: auc_interval(similarities, labels, folds),
+        lambda labels: tar_at_far(similarities, labels, 0.1),
+        lambda labels: match_calibration(similarities, labels, folds),
+        lambda labels: metrics.roc_report(similarities, labels),
+    ]
+    for call in calls:
+        assert call(same.astype(np.int64)) == call(same.astype(float)) == call(same)
+        with pytest.raises(ValueError, match="labels must be 1 or True for a genuine pair"):
+            call(np.where(same, 1, -1))
 
 
 def test_galleries_that_cannot_be_searched() -> None:
@@ -553,7 +592,8 @@ def test_identity_intervals_hold_the_truth_where_people_differ(monkeypatch: pyte
     far = np.mean(truth.similarities[~truth.same] > 1)
     tar = np.mean(truth.similarities[truth.same] > 1)
     auc = roc_auc_score(truth.same, truth.similarities)
-    hits = {"auc": 0, "tar": 0, "far": 0, "tar, independent": 0}
+    threshold = np.quantile(truth.similarities[~truth.same], 0.8) / 10  # as the cosines below
+    hits = dict.fromkeys(("auc", "tar", "far", "threshold", "tar, independent", "threshold, independent"), 0)
     for seed in range(150):
         data = people(seed, 60, spread=0.95)
         aucs, tars, fars = identity_bootstrap(data.similarities, data.same, data.identities, np.array([1.0]))
@@ -563,7 +603,17 @@ def test_identity_intervals_hold_the_truth_where_people_differ(monkeypatch: pyte
             ("tar", tar, dependent_interval(measured_tar, 120, tars[:, 0])),
             ("far", far, dependent_interval(measured_far, 120, fars[:, 0])),
             ("tar, independent", tar, wilson_interval(measured_tar * 120, 120)),
+            *(
+                (
+                    f"threshold{how}",
+                    threshold,
+                    verification_report(
+                        2 - data.similarities / 5, data.same, np.arange(240) % 10, (0.2,), people_known
+                    ).tar_at_far[0]["threshold_interval"],
+                )
+                for how, people_known in (("", data.identities), (", independent", None))
+            ),
         ):
             hits[name] += low <= value <= high
-    assert all(hits[name] >= 0.9 * 150 for name in ("auc", "tar", "far")), hits
-    assert hits["tar, independent"] < 0.9 * 150, hits
+    assert all(hits[name] >= 0.9 * 150 for name in ("auc", "tar", "far", "threshold")), hits
+    assert hits["tar, independent"] < 0.9 * 150 and hits["threshold, independent"] < hits["threshold"], hits

@@ -1,6 +1,7 @@
 """The model, proven by second derivations: a naive formula in float64, Hugging Face's own Dinov2, plain counting."""
 
 import copy
+import errno
 import hashlib
 import json
 import math
@@ -470,6 +471,15 @@ KEY = "adapters.1.qkv.lora_A"
 def test_damaged_adapters_are_refused_by_name(saved: Path, edit: Callable[..., Any], message: str) -> None:
     change(saved, edit)
     with pytest.raises(ValueError, match=message):
+        AdaptFaceModel.from_pretrained(saved)
+
+
+def test_a_disk_without_space_is_named(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", fill)
+    with pytest.raises(OSError, match=r"model: its files could not be stored.*No space left.*Check the space"):
         AdaptFaceModel.from_pretrained(saved)
 
 

@@ -1,5 +1,6 @@
 """LFW's, RFW's and CFP's own files, written here as their authors describe them, mean the pairs that they say."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,11 @@ def test_lfw_list(lfw: Path) -> None:
     assert pairs.suspect_labels() == [] and pairs.images[0].size == (20, 20)
     assert pairs.identity is not None and len(np.unique(pairs.identity)) == 20
     assert ((pairs.identity[:, 0] == pairs.identity[:, 1]) == pairs.same).all()
+
+
+def test_lfw_list_with_a_byte_order_mark(lfw: Path) -> None:
+    lfw.write_bytes(b"\xef\xbb\xbf" + lfw.read_bytes())
+    assert len(load_pairs(lfw)) == 60
 
 
 def test_lfw_list_with_another_image_folder(lfw: Path, tmp_path: Path) -> None:
@@ -222,6 +228,38 @@ def test_cfp_malformed(cfp: Path, file: str, content: str, message: str) -> None
     (cfp.parent / file).write_text(content)
     with pytest.raises(ValueError, match=message):
         load_pairs(cfp / "FP")
+
+
+def test_cfp_cut_off(cfp: Path) -> None:
+    kept = (cfp / "FP" / "03" / "diff.txt").read_text()
+    for content, message in ((kept.splitlines()[0] + "\n", "folds of 3 to 4 pairs"), ("", "folds of 2 to 4 pairs")):
+        (cfp / "FP" / "03" / "diff.txt").write_text(content)
+        with pytest.raises(ValueError, match=f"FP: {message}.*is the list cut off"):
+            load_pairs(cfp / "FP")
+    (cfp / "FP" / "03" / "diff.txt").write_text(kept)
+    shutil.rmtree(cfp / "FP" / "07")
+    with pytest.raises(ValueError, match="FP: 9 folds instead of ten"):
+        load_pairs(cfp / "FP")
+
+
+def test_one_race_of_rfw(rfw: Path) -> None:
+    pairs = load_pairs(rfw / "txts" / "Asian" / "Asian_pairs.txt", rfw / "data" / "Asian")
+    assert pairs.name == "Asian_pairs" and len(pairs) == 40 and pairs.group is None
+    both = load_pairs(rfw)
+    assert both.group is not None
+    assert pairs.same.tolist() == both.same[both.group == "Asian"].tolist()
+    assert pairs.folds.tolist() == both.folds[both.group == "Asian"].tolist()
+
+
+def test_rfw_with_a_race_missing_or_a_line_cut_off(rfw: Path) -> None:
+    lists = rfw / "txts" / "Asian"
+    content = (lists / "Asian_pairs.txt").read_text().splitlines()
+    (lists / "Asian_pairs.txt").write_text("\n".join(content[:-1]))
+    with pytest.raises(ValueError, match=r"Asian_pairs.txt: folds of 3 to 4 pairs, instead of equal ones"):
+        load_pairs(rfw)
+    shutil.rmtree(lists)
+    with pytest.raises(FileNotFoundError, match=r"data.Asian has no lists in .*txts; unpack the data set again"):
+        load_pairs(rfw)
 
 
 def test_cfp_incomplete(cfp: Path) -> None:

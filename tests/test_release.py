@@ -15,20 +15,29 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from safetensors.numpy import load_file, save_file
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import Dinov2Model
 
-from adaptface import release
+from adaptface import __version__, release
 from adaptface.checkpoint import RELEASE_FILES
+from adaptface.cli import app
+from adaptface.files import without_folders
 from adaptface.release import (
     ReleaseError,
     check_release,
-    main,
     stage_release,
     verify_release,
-    without_folders,
 )
+from configuration_adaptface import AdaptFaceConfig
 from image_processing_adaptface import AdaptFaceImageProcessor
 from modeling_adaptface import AdaptFaceModel
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code of `adaptface release`."""
+    return app(["release", *arguments], standalone_mode=False) or 0
 
 
 def _save_run(run: Path, base: Path, **config: object) -> AdaptFaceModel:
@@ -62,6 +71,12 @@ def run(tiny_backbone_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     command = ["eval_benchmarks.py", "--model", str(folder / "best"), f"--output_dir={folder / 'results'}"]
     content = {"command": command, "results": [row]}
     (folder / "results" / "results.json").write_text(json.dumps(content), encoding="utf-8")
+    for name in ("roc.png", "worst_pairs_1_best_dev.png"):  # the second shows faces
+        Image.new("RGB", (8, 8)).save(folder / "results" / name)
+    lines = [
+        {"event": "train", "step": step, "usage_general": 0.5, "usage_pose": 0.5, "usage_age": 0.0} for step in (1, 9)
+    ]
+    (folder / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
     return folder
 
 
@@ -78,11 +93,72 @@ def no_clean_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(release, "verify_release", lambda folder, model_dir: 0.0)
 
 
+PEFT_FILES = {
+    f"peft/{folder}adapter_{file}"
+    for folder in ("", "experts/general/", "experts/pose/", "experts/age/")
+    for file in ("config.json", "model.safetensors")
+}
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_release_holds_exactly_the_allowed_files(released: Path) -> None:
-    assert {path.name for path in released.iterdir()} == RELEASE_FILES
+    assert _files(released) == RELEASE_FILES | PEFT_FILES | {"results.json", "plots/roc.png", "plots/domain_usage.png"}
     names = load_file(released / "model.safetensors")
     assert names and not [name for name in names if name.startswith("backbone.")]
     assert [path.name for path in released.parent.iterdir() if path.name.startswith(".")] == []  # no scratch left
+
+
+def test_weights_are_stored_in_bfloat16_and_loaded_in_float32(released: Path, run: Path) -> None:
+    trained, stored = (load_file(folder / "model.safetensors") for folder in (run / "best", released))
+    assert trained.keys() == stored.keys() and {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    assert all(torch.equal(stored[name], tensor.bfloat16()) for name, tensor in trained.items())
+    model = AdaptFaceModel.from_pretrained(released)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    with safe_open(released / "model.safetensors", framework="pt") as file:
+        header = file.metadata()
+    assert header["version"] == header["adaptface_version"] == __version__ and header["training_data"] == "synthetic"
+    if (release.ROOT / ".git").exists():
+        assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?", header["adaptface_commit"])
+    mode = (released / "config.json").stat().st_mode
+    assert (released / "model.safetensors").stat().st_mode == mode, "whoever may read the one may read the other"
+
+
+def test_float32_on_request_and_a_loss_that_is_too_large(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staged = stage_release(run / "best", None, tmp_path / "exact", dtype="float32", version="7.1")
+    assert staged.cosine == pytest.approx(1, abs=1e-12) and staged.difference < 1e-5
+    trained, stored = (load_file(folder / "model.safetensors") for folder in (run / "best", tmp_path / "exact"))
+    assert all(torch.equal(stored[name], tensor) for name, tensor in trained.items())
+    assert "rounded" not in (tmp_path / "exact" / "README.md").read_text(encoding="utf-8")
+    with safe_open(tmp_path / "exact" / "model.safetensors", framework="pt") as file:
+        assert file.metadata()["version"] == "7.1"
+    monkeypatch.setattr(release, "MIN_COSINE", 1.0)
+    with pytest.raises(ReleaseError, match=r"rounding the weights to bfloat16 turns an embedding .*--dtype float32"):
+        stage_release(run / "best", None, tmp_path / "rounded")
+    assert not (tmp_path / "rounded").exists()
+
+
+def test_three_experts_of_the_default_take_3_3_megabytes(tmp_path: Path) -> None:
+    model = AdaptFaceModel(AdaptFaceConfig(backbone_sha256="0" * 64), defer_backbone=True)
+    release._save(model, tmp_path, torch.bfloat16, {})
+    assert 3.2e6 < (tmp_path / "model.safetensors").stat().st_size <= 3.3e6
+
+
+def test_plain_peft_loads_the_release(released: Path, tiny_backbone_dir: Path) -> None:
+    peft = pytest.importorskip("peft")
+    model = AdaptFaceModel.from_pretrained(released).double()
+    pictures = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(0)).double()  # without rounding
+    for subfolder, mix in (("peft", None), ("peft/experts/pose", [0.0, 1.0, 0.0])):
+        base = Dinov2Model.from_pretrained(tiny_backbone_dir)
+        plain = peft.PeftModel.from_pretrained(base, released, subfolder=subfolder).double()
+        with torch.no_grad():
+            found, expected = plain(pictures).pooler_output, model.merged_backbone(mix)(pictures).pooler_output
+            assert (model.backbone(pictures).pooler_output - expected).abs().max() > 1e-2, "they do something"
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
 def test_the_card_tells_what_the_files_hold(released: Path) -> None:
@@ -96,12 +172,13 @@ def test_the_card_tells_what_the_files_hold(released: Path) -> None:
 
 
 def test_the_example_in_the_card_runs(released: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (released / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    code, peft = re.findall(r"```python\n(.*?)```", (released / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert 'subfolder="peft")  # or "peft/experts/general"' in peft
     images = [np.random.default_rng(1).integers(0, 256, (112, 112, 3), dtype=np.uint8)]
     monkeypatch.chdir(released.parent)
     scope: dict = {"images": images}
     exec(code, scope)
-    model = AdaptFaceModel.from_pretrained(run / "best")
+    model = AdaptFaceModel.from_pretrained(released)
     expected = model(AdaptFaceImageProcessor(size=56)(images)["pixel_values"]).embeddings
     assert not scope["embeddings"].requires_grad
     torch.testing.assert_close(scope["embeddings"], expected.detach(), atol=1e-6, rtol=0)
@@ -116,8 +193,8 @@ def test_no_path_of_the_machine_is_published_but_that_of_a_local_base(
     assert results["results"][0]["embedder"]["backbone"] == tiny_backbone_dir.name
     assert results["results"][0]["accuracy"] == 0.75
     places = {
-        path.name for path in released.iterdir() for folder in (run, tiny_backbone_dir)
-        if str(folder).encode() in path.read_bytes()
+        name for name in _files(released) for folder in (run, tiny_backbone_dir)
+        if str(folder).encode() in (released / name).read_bytes()
     }  # fmt: skip
     assert places == {"config.json"}
     assert json.loads((released / "config.json").read_text(encoding="utf-8"))["backbone"] == str(tiny_backbone_dir)
@@ -173,7 +250,7 @@ class TestStaging:
         out = Path(shutil.copytree(released, tmp_path / "out"))
         (out / "README.md").write_text("older", encoding="utf-8")
         stage_release(run / "best", None, out)
-        assert {path.name for path in out.iterdir()} == RELEASE_FILES - {"results.json"}
+        assert _files(out) == RELEASE_FILES | PEFT_FILES
         assert "not measured" in (out / "README.md").read_text(encoding="utf-8")
 
     def test_a_failure_leaves_the_older_release(
@@ -183,11 +260,11 @@ class TestStaging:
             raise ReleaseError("differs")
 
         out = Path(shutil.copytree(released, tmp_path / "out"))
-        before = {path.name: path.read_bytes() for path in out.iterdir()}
+        before = {name: (out / name).read_bytes() for name in _files(out)}
         monkeypatch.setattr(release, "verify_release", fail)
         with pytest.raises(ReleaseError, match="differs"):
             stage_release(run / "best", None, out)
-        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+        assert {name: (out / name).read_bytes() for name in _files(out)} == before
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
     def test_a_folder_of_other_files_is_refused(self, run: Path, tmp_path: Path) -> None:
@@ -245,6 +322,36 @@ class TestStaging:
         AdaptFaceImageProcessor(size=112).save_pretrained(model)
         with pytest.raises(ReleaseError, match="images of 112 px, the model was trained on 56 px"):
             stage_release(model, None, tmp_path / "out")
+
+    def test_what_cannot_be_pushed_is_refused_before_anything_is_done(
+        self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr("adaptface.hub.get_token", lambda: None)
+        words = [str(run), "--out", str(tmp_path / "out"), "--push"]
+        for more, said in {
+            (): "--push needs --repo_id user/name",
+            ("--repo_id", "user/faces"): "there is no token to push with; run `hf auth login`",
+            ("--repo_id", "user/faces", "--version", "1/2"): "version '1/2' makes no tag",
+        }.items():
+            assert main([*words, *more]) == 1
+            assert said in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+        monkeypatch.setattr("adaptface.hub.get_token", lambda: "a token")
+        assert main([*words, "--repo_id", "user/faces"]) == 1  # its base is local
+        assert "nobody could load user/faces" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+    def test_without_push_the_command_that_pushes_is_named(
+        self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main([str(run), "--out", str(tmp_path / "out")]) == 0
+        assert "Not pushed, and not to be: its base is a folder of this machine" in capsys.readouterr().out
+        _save_run(tmp_path, Path(json.loads((run / "best" / "config.json").read_text())["backbone"]), adaptation="full")
+        words = [str(tmp_path), "--repo_id", "user/faces", "--allow_full", "--version", "2"]
+        assert main(words) == 0
+        command = f"adaptface release {tmp_path} --repo_id user/faces --push --allow_full --version 2\n"
+        assert capsys.readouterr().out.endswith(f"Not pushed. To push it: {command}")
+        assert main([*words, "--json"]) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said["pushed"] is None and said["weights_bytes"] > 0 and said["folder"] == str(tmp_path / "release")
 
     def test_a_full_fine_tuning_is_refused_unless_asked_for(
         self, tiny_backbone_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -333,17 +440,49 @@ def test_the_list_of_files_and_tensors(released: Path, tmp_path: Path) -> None:
     check_release(released)
     copy = Path(shutil.copytree(released, tmp_path / "copy"))
     tensors = load_file(copy / "model.safetensors")
-    intruders = {name: np.zeros((2, 2), np.float32) for name in ("backbone.layernorm.weight", "head.weight")}
+    intruders = {name: torch.zeros(2, 2) for name in ("backbone.layernorm.weight", "head.weight")}
     save_file(tensors | intruders, copy / "model.safetensors", metadata={"format": "pt"})
     (copy / "photos").mkdir()
     (copy / "photos" / "0001.jpg").write_bytes(b"")
     (copy / "adapter_config.json").write_text("{}", encoding="utf-8")
     (copy / "LICENSE").unlink()
+    (copy / "plots" / "face.png").write_bytes(b"")
+    (copy / "plots" / "roc.png").write_bytes(bytes(release.OTHER_BYTES + 1))
     with pytest.raises(ReleaseError) as error:
         check_release(copy)
     for words in ("photos/0001.jpg must not", "adapter_config.json must not", "LICENSE is missing",
-                  "backbone.layernorm.weight belongs to the base", "head.weight is no part"):  # fmt: skip
+                  "backbone.layernorm.weight belongs to the base", "head.weight is no part", "plots/face.png must not",
+                  "plots/roc.png has 4,000,001 bytes", "adapter_config.json must not",
+                  "model.safetensors holds 16,667 numbers"):  # fmt: skip
         assert words in str(error.value)
+
+
+def test_a_base_under_other_names_is_too_large(released: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(released, tmp_path / "copy"))
+    tensors = load_file(copy / "model.safetensors")
+    save_file(
+        tensors | {"adapters.9.base": torch.zeros(100_000)}, copy / "model.safetensors", metadata={"format": "pt"}
+    )
+    with pytest.raises(ReleaseError, match=r"holds 116,\d+ numbers in .* bytes, the model has 16,\d+"):
+        check_release(copy)
+    shutil.copy(released / "model.safetensors", copy)
+    save_file({"base": torch.zeros(1_000_000)}, copy / "peft" / "adapter_model.safetensors")
+    with pytest.raises(ReleaseError, match=r"peft/adapter_model.safetensors has 4,\d+,\d+ bytes, too many"):
+        check_release(copy)
+
+
+@pytest.mark.parametrize("name", ["results.json", "README.md", "modeling_adaptface.py", "model.safetensors"])
+def test_a_token_is_found(released: Path, tmp_path: Path, name: str) -> None:
+    copy = Path(shutil.copytree(released, tmp_path / "copy"))
+    token = "hf_" + "aB3" * 11
+    if name.endswith(".safetensors"):
+        save_file(load_file(copy / name), copy / name, metadata={"format": "pt", "note": token})
+    else:
+        text = (copy / name).read_text(encoding="utf-8")
+        changed = json.dumps(json.loads(text) | {"note": token}) if name.endswith(".json") else f"{text}\n# {token}\n"
+        (copy / name).write_text(changed, encoding="utf-8")
+    with pytest.raises(ReleaseError, match=f"{name} holds a token, hf_aB3...; take it out, and revoke it"):
+        check_release(copy)
 
 
 @pytest.mark.parametrize("name", ["results.json", "config.json", "README.md"])

@@ -149,15 +149,66 @@ def link(target: Path, path: Path) -> None:
         pytest.skip("links cannot be made here")
 
 
+def test_folders_may_be_deep(tmp_path: Path) -> None:
+    root = write_faces(tmp_path / "faces", ["a/1.png", "b/1.png"])
+    deep, held = os.getcwd(), root / "b"
+    os.chdir(held)
+    try:
+        for _ in range(1200):  # deeper than Python's calls
+            os.mkdir("d")
+            os.chdir("d")
+    finally:
+        os.chdir(deep)
+    assert len(open_source(root)) == 2
+
+
+@pytest.mark.parametrize("form", ["txt", "csv", "metadata", "parquet", "text parquet"])
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["3", "-1", "4"], "label -1 is no whole number from 0 on"),
+        (["3", "4", "1" * 19], "label 1111111111111111111 is too large, a number has at most 18 digits"),
+        (["3", "nan", "4"], "label nan is no whole number"),
+        (["03", "4", "3"], "label 3 is the same number as 03; write it in one way"),
+    ],
+)
+def test_labels_that_are_numbers_must_be_good_ones(tmp_path: Path, form: str, labels: list, message: str) -> None:
+    if form == "parquet" and not labels[1].startswith("-"):
+        return  # integers are of one form
+    root = write_faces(tmp_path / "faces", [f"{at}.png" for at in range(3)])
+    if form.endswith("parquet"):
+        values = [int(label) for label in labels] if form == "parquet" else labels
+        feature = datasets.Value("int64" if form == "parquet" else "string")
+        path, place = embed(make_dataset(values, feature), tmp_path / "x.parquet"), "row [12]"
+    elif form == "txt":
+        path, place = root / "x.txt", "x.txt, line [23]"
+        path.write_text("".join(f"{at}.png {label}\n" for at, label in enumerate(labels)))
+    else:
+        path, place = root / ("x.csv" if form == "csv" else "metadata.csv"), "csv, line [34]"
+        path.write_text("".join(["file,identity\n", *(f"{at}.png,{label}\n" for at, label in enumerate(labels))]))
+    with pytest.raises(ValueError, match=f"{place}.*{message}" if form != "parquet" else f"row [012].*{message}"):
+        open_source(root if form == "metadata" else path)
+
+
+def test_numbers_among_names_are_names(tmp_path: Path) -> None:
+    root = write_faces(tmp_path / "faces", ["0.png", "1.png", "2.png"])
+    (root / "x.txt").write_text("0.png -1\n1.png Nan\n2.png Ann\n")
+    assert open_source(root / "x.txt").identities == ["-1", "Ann", "Nan"]
+
+
 def test_links(tmp_path: Path) -> None:
     elsewhere = write_faces(tmp_path / "elsewhere", ["1.png"])
     root = write_faces(tmp_path / "faces", ["a/1.png"])
     link(elsewhere, root / "b")
     assert open_source(root).identities == ["a", "b"]
     link(root, root / "a" / "up")
-    with pytest.raises(ValueError, match=r"up: a link that leads back to"):
+    with pytest.raises(ValueError, match=r"up: a link to .*faces, whose images would count twice, or without end"):
         open_source(root)
     (root / "a" / "up").unlink()
+    link(root / "b", root / "c")
+    with pytest.raises(ValueError, match=r"c: a link to .*b, whose images would count twice"):
+        open_source(root)
+    (root / "c").unlink()
     link(root / "self", root / "self")
     with pytest.raises(ValueError, match="self: cannot be followed"):
         open_source(root)
@@ -285,14 +336,14 @@ def test_parquet_file_and_folder(tmp_path: Path) -> None:
 
 
 def test_saved_datasets(tmp_path: Path) -> None:
-    dataset = make_dataset([5, -7, 900, 5])
+    dataset = make_dataset([5, 3, 900, 5])
     dataset.save_to_disk(tmp_path / "one")
     datasets.DatasetDict(train=dataset, dev=dataset.select([1, 2])).save_to_disk(tmp_path / "two")
     for path in (tmp_path / "one", tmp_path / "two"):
         source = open_source(path)
-        assert source.identities == ["-7", "5", "900"] and source.labels.tolist() == [1, 0, 2, 1]
+        assert source.identities == ["3", "5", "900"] and source.labels.tolist() == [1, 0, 2, 1]
     dev = open_source(tmp_path / "two", split="dev")
-    assert dev.identities == ["-7", "900"] and dev.image(1).getpixel((0, 0)) == colour(2)
+    assert dev.identities == ["3", "900"] and dev.image(1).getpixel((0, 0)) == colour(2)
     with pytest.raises(ValueError, match="two: has no split 'test', only train, dev"):
         open_source(tmp_path / "two", split="test")
     dataset.select([]).save_to_disk(tmp_path / "none")

@@ -17,9 +17,10 @@ from PIL import Image
 from adaptface.cache import FeatureCache
 from adaptface.data.templates import load_ijb
 from adaptface.embedders import Preprocess
-from adaptface.embedding import content_digests, feature_batches
+from adaptface.embedding import StoredEmbeddings, feature_batches
 from adaptface.evaluation import SuspectLabelsError
-from adaptface.templates import evaluate_templates, image_weights, template_features
+from adaptface.metrics import IdentificationReport
+from adaptface.templates import _mean_over_galleries, evaluate_templates, image_weights, template_features
 from image_processing_adaptface import ARCFACE_TEMPLATE, AdaptFaceImageProcessor
 
 SUBJECTS, SIDE = 12, 28
@@ -299,7 +300,7 @@ def test_missing_images_are_all_counted_and_the_first_ones_listed(ijb: Path) -> 
     with pytest.raises(FileNotFoundError, match=r"loose_crop: 30 of \d+ images are missing:") as caught:
         load_ijb(ijb)
     listed = str(caught.value).splitlines()[1:]
-    assert len(listed) == 21 and listed[0].endswith("1.png") and listed[-1] == "  and 10 more"
+    assert len(listed) == 21 and listed[0].endswith("1.png") and listed[-1].startswith("  and 10 more; all of them: ")
 
 
 def test_two_data_sets_in_one_folder(ijb: Path) -> None:
@@ -324,7 +325,7 @@ def test_features_in_the_cache_give_the_same_templates(ijb: Path, tmp_path: Path
     plain, _ = template_features(Patches(), loaded, batch_size=7, progress=False)
     some = list(range(3, 40, 2))  # as far as an earlier run got, say
     raw = np.concatenate([features.numpy() for _, features in feature_batches(Patches(), loaded.images)])
-    digests = content_digests(loaded.images)
+    digests = [loaded.images.digest(index) for index in range(images)]
     cache = FeatureCache(tmp_path / "cache", {"weights": "none", "flip": True, "device": "cpu"})
     cache.keep([digests[index] for index in some], raw[some])
     for embedded in (images - len(some), 0):
@@ -392,6 +393,31 @@ def test_results_are_those_of_a_full_matrix(ijb: Path) -> None:
     assert result["identification"]["mean"]["rank_rates"][0] == {"rank": 1, "rate": pytest.approx(np.mean(rank_1))}
     assert result["images"] == len(loaded.images) and result["templates"] == 36 and result["embedding_size"] == 24
     assert result["embedder"] == {"kind": "stand-in", "name": "patches"} and result["warnings"] == []
+
+
+def test_the_mean_over_galleries_is_that_of_all_searches_and_of_plain_rates() -> None:
+    def report(mated: int, rank_1: float, tpir: float) -> IdentificationReport:
+        return IdentificationReport(
+            searches=mated, mated=mated, nonmated=0, enrolled=9, rank_rates=[{"rank": 1, "rate": rank_1}],
+            tpir_at_fpir=[{"fpir": 0.1, "tpir": tpir}], unsupported_fpirs=[],
+        )  # fmt: skip
+
+    mean = _mean_over_galleries([report(30, 1.0, 0.2), report(10, 0.6, 0.4)])
+    assert mean["rank_rates"] == [{"rank": 1, "rate": pytest.approx((30 + 6) / 40)}]
+    assert mean["tpir_at_fpir"] == [{"fpir": 0.1, "tpir": pytest.approx(0.3)}]
+
+
+def test_features_that_were_made_elsewhere(ijb: Path, tmp_path: Path) -> None:
+    loaded = load_ijb(ijb)
+    raw = np.concatenate([features.numpy() for _, features in feature_batches(Patches(), loaded.images)])
+    order = np.random.default_rng(0).permutation(len(raw))
+    np.savez(tmp_path / "peer.npz", embeddings=raw[order], files=np.array([str(n) for n in loaded.images.names])[order])
+    ours, theirs = (
+        evaluate_templates(embedder, loaded, progress=False).result
+        for embedder in (Patches(), StoredEmbeddings(tmp_path / "peer.npz"))
+    )
+    assert all(ours[key] == theirs[key] for key in ("auc", "eer", "tar_at_far", "identification", "images"))
+    assert theirs["embedded"] == 0 and theirs["protocol"]["embedding"].startswith("features as given, times the det")
 
 
 def test_without_galleries_there_is_no_identification(ijb: Path) -> None:

@@ -1,14 +1,16 @@
 """What every training source is: labelled face images, opened one by one; and the words all of them use."""
 
+import csv
 import hashlib
 import os
 import re
+import tempfile
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from PIL import Image
@@ -20,6 +22,9 @@ UNLABELLED = -1
 DOMAIN_COLUMN = "domain"
 FINGERPRINT_IMAGES = 32
 _SHOWN = 20  # problems listed in one message; the rest is counted
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.0*)?|nan", re.IGNORECASE)
+_BREAK = re.compile(r"[\r\n]")
+_DIGITS = 18  # of a label that is a number: fits into 64 bits
 
 
 class LabelledFaces(ABC):
@@ -224,3 +229,67 @@ def problems(items: list[str]) -> str:
     """The end of a message: the first problems, a line each, and how many more there are."""
     more = f"\n  and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
     return "\n  " + "\n  ".join(items[:_SHOWN]) + more
+
+
+def missing_files(items: list[str]) -> str:
+    """[`problems`] for files that are not there; many are all listed in a file that the message names."""
+    if len(items) <= _SHOWN:
+        return problems(items)
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="missing-", suffix=".txt", delete=False) as file:
+        file.writelines(f"{item}\n" for item in map(shown, items))
+    return f"{problems(items)}; all of them: {file.name}"
+
+
+def csv_rows(
+    stream: TextIO, files: Sequence[str], **options: Any
+) -> tuple[list[str], Iterator[tuple[int, dict[str, str] | str]]]:
+    """A CSV's header, and the line number of each row with its fields or with what is wrong with it.
+
+    A quote that is left open swallows the lines up to the next one, so a row is one line. Only a file's name may hold
+    line breaks: where it is a swallowed line, no such file will be found.
+
+    Args:
+        files: names of the columns of files, in small letters.
+        options: of `csv.DictReader`.
+    Raises:
+        csv.Error: a column is named twice; and while rows are read, the file is no CSV.
+    """
+    reader = csv.DictReader(stream, strict=True, **options)
+    header = list(reader.fieldnames or [])
+    if twice := [name for name in dict.fromkeys(header) if header.count(name) > 1]:
+        raise csv.Error(f"line 1 names the column '{shown(twice[0])}' twice")
+
+    def rows() -> Iterator[tuple[int, dict[str, str] | str]]:
+        before = reader.line_num
+        for row in reader:
+            line, before = before + 1, reader.line_num
+            if None in row or None in row.values():
+                yield reader.line_num, f"expected {len(header)} fields, as in the header"
+            elif any(_BREAK.search(cell) for name, cell in row.items() if name.strip().lower() not in files):
+                yield line, f"a quote is open to line {reader.line_num}; close it, or write two for one"
+            else:
+                yield reader.line_num, row
+
+    return header, rows()
+
+
+def label_fault(labels: Sequence[str]) -> tuple[int, str] | None:
+    """The first of some labels that is wrong, and what is, if all look like numbers; names are not judged.
+
+    -1 and NaN stand for people who are not known, and would be one person in training.
+    """
+    if not all(_NUMBER.fullmatch(label) for label in labels):
+        return None
+    first: dict[int, str] = {}
+    for place, label in enumerate(labels):
+        digits = re.sub(r"\.0*$", "", label)
+        if not digits.isdecimal():
+            return (
+                place,
+                f"label {label} is no whole number from 0 on; give each person one, or leave the image out",
+            )
+        if len(digits.lstrip("0")) > _DIGITS:
+            return place, f"label {label} is too large, a number has at most {_DIGITS} digits"
+        if (other := first.setdefault(int(digits), label)) != label:
+            return place, f"label {label} is the same number as {other}; write it in one way"
+    return None

@@ -341,7 +341,7 @@ def read_sidecar(path: Path, source: FaceSource, columns: Sequence[str]) -> dict
     for at, where, row in _matched(path, source, columns, strangers):
         listed[at] = True
         identity = source.identities[source.labels[at]]
-        if (other := str(row.get("identity", identity))) != identity:
+        if shown(other := str(row.get("identity", identity))) != shown(identity):
             others.append(f"{where}: '{shown(row['file'])}' is of '{shown(identity)}', not of '{shown(other)}'")
         for column in columns:
             found[column][at] = row[column]
@@ -471,7 +471,7 @@ def _begin(source: FaceSource, path: Path) -> dict[str, np.ndarray]:
     """Columns of the sidecar, as far as an earlier one has them."""
     columns: dict[str, np.ndarray] = {
         "file": np.array([source.key(index) for index in range(len(source))], object),
-        "identity": np.array(source.identities, object)[source.labels],
+        "identity": np.array([_in_a_line(name) for name in source.identities], object)[source.labels],
         "domain": np.full(len(source), "", object),
         **{name: np.full(len(source), np.nan) for name in MEASUREMENTS},
         "estimator": np.full(len(source), "", object),
@@ -482,6 +482,11 @@ def _begin(source: FaceSource, path: Path) -> dict[str, np.ndarray]:
             columns[name][:] = [_number(shown(path), {name: value}, name) for value in found[name]]
         columns["estimator"][:] = [value or "" for value in found["estimator"]]
     return columns
+
+
+def _in_a_line(name: str) -> str:
+    """A name without the line breaks that a CSV may hold in file names only."""
+    return name.replace("\n", r"\n").replace("\r", r"\r")
 
 
 def _write(path: Path, columns: Mapping[str, np.ndarray], as_parquet: bool) -> None:

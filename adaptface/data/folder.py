@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from adaptface.data.base import DOMAIN_COLUMN, UNLABELLED, DomainNumbers, natural, shown, warn
+from adaptface.data.base import DOMAIN_COLUMN, UNLABELLED, DomainNumbers, label_fault, natural, shown, warn
 from adaptface.data.lists import FileSource, read_csv, relative_name
 
 IMAGE_SUFFIXES = (
@@ -66,27 +66,33 @@ def _find_images(root: Path) -> list[str]:
     """Images below `root` as relative paths with "/", in natural order; warns about what it leaves out."""
     images: list[str] = []
     strangers: list[str] = []
+    seen: dict[tuple[int, int], str] = {}  # folders, by device and number there
 
-    def scan(folder: str, prefix: str, above: tuple[str, ...]) -> None:
-        real = os.path.realpath(folder)
-        if real in above:
-            raise ValueError(f"{shown(folder)}: a link that leads back to {shown(real)}; remove the loop")
-        for entry in sorted(os.scandir(folder), key=lambda entry: natural(entry.name)):
-            try:
-                is_folder = entry.is_dir()
-            except OSError as error:  # a link to itself
-                raise ValueError(f"{shown(entry.path)}: cannot be followed ({error.strerror})") from error
-            suffix = os.path.splitext(entry.name)[1].lower()
-            if entry.name.startswith("."):
-                continue
-            if is_folder:
-                scan(entry.path, f"{prefix}{entry.name}/", (*above, real))
-            elif suffix in IMAGE_SUFFIXES:
-                images.append(prefix + entry.name)
-            elif suffix not in NEIGHBOURS:
-                strangers.append(prefix + entry.name)
+    def entries(folder: str, prefix: str) -> list[tuple[os.DirEntry, str]]:
+        """What a folder holds, last one first."""
+        status = os.stat(folder)
+        other = seen.setdefault((status.st_dev, status.st_ino), folder)
+        if other != folder:
+            raise ValueError(
+                f"{shown(folder)}: a link to {shown(other)}, whose images would count twice, or without end; remove it"
+            )
+        found = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+        return [(e, prefix + e.name) for e in sorted(found, key=lambda entry: natural(entry.name), reverse=True)]
 
-    scan(os.fspath(root), "", ())
+    ahead = entries(os.fspath(root), "")  # a stack: folders may be nested deeper than calls
+    while ahead:
+        entry, name = ahead.pop()
+        try:
+            is_folder = entry.is_dir()
+        except OSError as error:  # a link to itself
+            raise ValueError(f"{shown(entry.path)}: cannot be followed ({error.strerror})") from error
+        suffix = os.path.splitext(name)[1].lower()
+        if is_folder:
+            ahead += entries(entry.path, f"{name}/")
+        elif suffix in IMAGE_SUFFIXES:
+            images.append(name)
+        elif suffix not in NEIGHBOURS:
+            strangers.append(name)
     if not images:
         raise ValueError(f"{shown(root)}: holds no image ({' '.join(IMAGE_SUFFIXES)}); expected a folder an identity")
     if strangers:
@@ -154,4 +160,7 @@ def _read_metadata(path: Path, root: Path, files: set[str], domains: "DomainNumb
         table[file] = _Row(identity and identity.strip(), domain, line)
     if not table:
         raise ValueError(f"{shown(path)}: has no row; list the images, or remove the file")
+    labels = [row.identity for row in table.values() if row.identity is not None]  # of all rows or none
+    if fault := label_fault(labels):
+        raise ValueError(f"{shown(path)}, line {list(table.values())[fault[0]].line}: {fault[1]}")
     return table

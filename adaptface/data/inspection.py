@@ -12,7 +12,6 @@ to the next), which survives another encoding or size, and now and then meets an
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -99,7 +98,7 @@ def inspect_faces(
         `dict`, JSON-ready: `source`, `images`, `identities`, `bytes`, `images_per_identity` (min, median, mean, max),
         `histogram` (number of images -> identities that have so many), `sizes`, `modes`, `formats` (counts), `broken`
         (image and error), `duplicates` within and across identities (groups of images, and the strongest sign that
-        they share) and `overlap` (for each benchmark, pairs of images and their sign).
+        they share) and `overlap` (for each benchmark, groups of training and of benchmark images, and their sign).
     """
     looks = look_at_all(source, workers, progress)
     counts = np.bincount(source.labels, minlength=len(source.identities))
@@ -132,8 +131,8 @@ def inspect_faces(
     for name, images in (benchmarks or {}).items():
         theirs = look_at_all(images, workers, progress, f"look at {name}")
         report["overlap"][name] = [
-            {"sign": sign, "training": source.where(i), "benchmark": images.where(j)}
-            for i, j, sign in shared(looks, theirs)
+            {"sign": sign, "training": [source.where(i) for i in ours], "benchmark": [images.where(j) for j in others]}
+            for ours, others, sign in shared(looks, theirs)
         ]
     return report
 
@@ -155,15 +154,17 @@ def duplicate_groups(looks: Sequence[Look]) -> list[tuple[list[int], str]]:
     return [(list(group), sign) for group, sign in groups.items()]
 
 
-def shared(ours: Sequence[Look], theirs: Sequence[Look]) -> list[tuple[int, int, str]]:
-    """Pairs of indices of two sets whose images are one picture, each pair once, with its strongest sign."""
-    found: dict[tuple[int, int], str] = {}
+def shared(ours: Sequence[Look], theirs: Sequence[Look]) -> list[tuple[list[int], list[int], str]]:
+    """Indices of two sets whose images are one picture, by groups, and their sign.
+
+    The same images are told once, by their strongest sign; a weaker one may join them with others.
+    """
+    groups: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {}
     for place, sign in enumerate(SIGNS):
         mine, other = _by_sign(ours, place), _by_sign(theirs, place)
         for value in mine.keys() & other.keys():
-            for pair in product(mine[value], other[value]):
-                found.setdefault(pair, sign)
-    return [(*pair, sign) for pair, sign in sorted(found.items())]
+            groups.setdefault((tuple(mine[value]), tuple(other[value])), sign)
+    return [(list(mine), list(other), sign) for (mine, other), sign in sorted(groups.items())]
 
 
 def _by_sign(looks: Sequence[Look], place: int) -> dict[Any, list[int]]:
@@ -189,18 +190,20 @@ def as_text(report: Mapping[str, Any]) -> str:
     ]
     lines += _section("broken", [f"{entry['error']}" for entry in report["broken"]])
     for where, title in (("within", "duplicates within an identity"), ("across", "duplicates across identities")):
-        groups = [f"same {g['sign']}: {', '.join(g['images'])}" for g in report["duplicates"][where]]
-        lines += _section(title, groups)
-    for name, pairs in report["overlap"].items():
-        lines += _section(
-            f"shared with {name}", [f"same {p['sign']}: {p['training']} = {p['benchmark']}" for p in pairs]
-        )
+        lines += _section(title, [f"same {g['sign']}: {_several(g['images'])}" for g in report["duplicates"][where]])
+    for name, groups in report["overlap"].items():
+        entries = [f"same {g['sign']}: {_several(g['training'])} = {_several(g['benchmark'])}" for g in groups]
+        lines += _section(f"shared with {name}", entries)
     return "\n".join(lines)
 
 
 def _shares(counts: Mapping[str, int]) -> str:
     shown = [f"{name} ({count:,})" for name, count in list(counts.items())[:5]]
     return ", ".join(shown) + (f" and {len(counts) - 5} others" if len(counts) > 5 else "")
+
+
+def _several(images: Sequence[str]) -> str:
+    return ", ".join(images[:_SHOWN]) + (f" and {len(images) - _SHOWN:,} more" if len(images) > _SHOWN else "")
 
 
 def _section(title: str, entries: Sequence[str]) -> list[str]:

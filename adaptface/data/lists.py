@@ -11,7 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from adaptface.data.base import DOMAIN_COLUMN, DomainNumbers, FaceSource, natural, problems, shown
+from adaptface.data.base import (
+    DOMAIN_COLUMN,
+    DomainNumbers,
+    FaceSource,
+    csv_rows,
+    label_fault,
+    missing_files,
+    natural,
+    shown,
+)
 
 LIST_SUFFIXES = (".csv", ".txt")
 FILE_COLUMNS = ("file", "file_name")  # the second is the name used by `datasets` imagefolder
@@ -79,8 +88,10 @@ class ListSource(FileSource):
             lines[file] = line
             identities.append(identity)
             domain_labels.append(numbers.number(here, domain))
+        if fault := label_fault(identities):
+            raise ValueError(f"{shown(path)}, line {list(lines.values())[fault[0]]}: {fault[1]}")
         if missing := [file for file in lines if not (path.parent / file).is_file()]:
-            named = problems([f"line {lines[file]}: {shown(file)}" for file in missing])
+            named = missing_files([f"line {lines[file]}: {shown(file)}" for file in missing])
             raise FileNotFoundError(
                 f"{shown(path)}: {len(missing)} of {len(lines)} files are missing; they are looked up in "
                 f"{shown(path.parent)}{named}"
@@ -140,14 +151,13 @@ def read_csv(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise FileNotFoundError(f"{shown(path)}: no such file")
     # surrogateescape: names of any encoding are compared byte by byte, as the file system gives them
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        reader = csv.DictReader(stream)
-        reader.fieldnames = columns = column_names(f"{shown(path)}, line 1", reader.fieldnames or [])
+        line = 1
         try:
-            for record in reader:
-                if None in record or None in record.values():
-                    raise ValueError(
-                        f"{shown(path)}, line {reader.line_num}: expected {len(columns)} fields, as in the header"
-                    )
-                yield reader.line_num, record
+            header, rows = csv_rows(stream, FILE_COLUMNS)
+            columns = column_names(f"{shown(path)}, line 1", header)
+            for line, row in rows:
+                if isinstance(row, str):
+                    raise ValueError(f"{shown(path)}, line {line}: {row}")
+                yield line, dict(zip(columns, row.values(), strict=True))
         except csv.Error as error:
-            raise ValueError(f"{shown(path)}, line {reader.line_num}: {error}") from error
+            raise ValueError(f"{shown(path)}, after line {line}: {error}") from error

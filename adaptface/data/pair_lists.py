@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adaptface.data.base import problems
+from adaptface.data.base import csv_rows, problems
 from adaptface.data.pairs import PairSet, pairs_of_files
 
 OPTIONAL_COLUMNS = ("fold", "domain", "group", "identity_a", "identity_b")
@@ -54,32 +54,32 @@ class PairColumns:
         return {name: values or None for name, values in vars(self).items()}
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, str | None] | str]]:
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
     """Line number with the fields of each line, or with what is wrong with it."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    # surrogateescape: names of any encoding are compared byte by byte, as the file system gives them
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         if path.suffix.lower() == ".txt":
-            for number, line in enumerate(file, start=1):
-                words = line.split()
+            for number, text in enumerate(file, start=1):
+                words = text.split()
                 if len(words) == 3:
                     yield number, dict(zip(("image_a", "image_b", "same"), words, strict=True))
                 elif words:
                     yield number, f"{len(words)} words instead of `image_a image_b 1|0`"
             return
-        reader = csv.DictReader(file, skipinitialspace=True)
-        header = list(reader.fieldnames or [])
+        header, rows = csv_rows(file, ("image_a", "image_b", "p1", "p2"), skipinitialspace=True)
         is_bfw = {*_BFW, "att1", "att2"} <= set(header)
         if is_bfw:
-            reader.fieldnames = header = [_BFW.get(name, name) for name in header]
+            header = [_BFW.get(name, name) for name in header]
         if missing := {"image_a", "image_b", "same"} - set(header):
             raise ValueError(
                 f"{path}: line 1 must name the columns image_a, image_b and same (and may name "
                 f"{', '.join(OPTIONAL_COLUMNS)}); missing: {', '.join(sorted(missing))}"
             )
-        for row in reader:
-            fits = None not in row and None not in row.values()
-            if is_bfw:
+        for line, row in rows:
+            if is_bfw and not isinstance(row, str):
+                row = dict(zip(header, row.values(), strict=True))
                 row["group"] = row["att1"] if row["att1"] == row["att2"] else ""
-            yield reader.line_num, row if fits else f"not {len(header)} fields as in the header"
+            yield line, row
 
 
 def load_list(path: Path, folders: list[Path]) -> PairSet:
@@ -101,15 +101,13 @@ def load_list(path: Path, folders: list[Path]) -> PairSet:
             if isinstance(row, str):
                 malformed.append(f"line {line}: {row}")
                 continue
-            values = {key: (value or "").strip() for key, value in row.items()}
+            values = {key: value.strip() for key, value in row.items()}
             pair = values["image_a"].replace("\\", "/"), values["image_b"].replace("\\", "/")  # written on Windows
             if problem := columns.add(values) or ("" if all(pair) else "an image name is empty"):
                 malformed.append(f"line {line}: {problem}")
             names.append(pair)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text at byte {error.start}; save the list as UTF-8") from error
     except csv.Error as error:
-        raise ValueError(f"{path}: not a CSV file: {error}") from error
+        raise ValueError(f"{path}: not a CSV file, after {len(names)} pairs: {error}") from error
     if malformed:
         raise ValueError(f"{path}: {len(malformed)} malformed lines:{problems(malformed)}")
     if not names:

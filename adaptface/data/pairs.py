@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from adaptface.data.base import problems
+from adaptface.data.base import missing_files, shown
 from adaptface.data.images import load_image
 from adaptface.data.synthetic import PARAMETERS_FILE
-from adaptface.metrics import contiguous_folds, only_one_kind, suspect_folds
+from adaptface.metrics import contiguous_folds, one_sided_folds, only_one_kind, suspect_folds
 
 # What the published benchmarks are about, by their names in small letters and without punctuation.
 _DOMAINS = {"lfw": "general", "cfpfp": "pose", "cplfw": "pose", "agedb": "age", "agedb30": "age", "calfw": "age"}
@@ -53,6 +54,10 @@ class PairImages:
         """The image file as it is, not decoded."""
         item = self.items[index]
         return item.read_bytes() if isinstance(item, Path) else item
+
+    def digest(self, index: int) -> bytes:
+        """SHA-256 of the image file."""
+        return hashlib.sha256(self.encoded(index)).digest()
 
     def where(self, index: int) -> str:
         """Name of an image for messages: its path, or its place in the `.bin` file."""
@@ -97,9 +102,10 @@ class PairSet:
         return benchmark_domain(self.name)
 
     def suspect_labels(self) -> list[str]:
-        """Signs that labels are wrong: a pair with both labels, an image unlike itself; labels that contradict the
-        identities or, where the list names none, unbalanced folds."""
+        """Signs that labels are wrong: a pair with both labels, an image unlike itself, a fold of one kind of pairs;
+        labels that contradict the identities or, where the list names none, unbalanced folds."""
         problems = contradictions(self.index_a, self.index_b, self.same, "an image")
+        problems += one_sided_folds(self.same, self.folds)
         if self.identity is None:
             return suspect_folds(self.same, self.folds) + problems
         wrong = np.flatnonzero((self.identity[:, 0] == self.identity[:, 1]) != self.same)
@@ -207,16 +213,16 @@ def pairs_of_files(
     first = next(iter(index))
     folder = next((place for place in folders if (place / first).is_file()), folders[0])
     files = [folder / name for name in index]
-    if missing := [str(file) for file in files if not file.is_file()]:
+    if missing := [shown(file) for file in files if not file.is_file()]:
         places = " and in ".join(map(str, folders))
         tried = f" (the first image was looked for in {places})" if len(folders) > 1 else ""
         raise FileNotFoundError(
             f"{path}: {len(missing)} of {len(files)} images are missing; "
-            f"is {folder} the image folder?{tried}{problems(missing)}"
+            f"is {folder} the image folder?{tried}{missing_files(missing)}"
         )
     return pair_set(
         path,
-        PairImages(files, [str(file) for file in files]),
+        PairImages(files, [shown(file) for file in files]),
         np.array(indices, dtype=np.int64),
         synthetic=any((place / PARAMETERS_FILE).is_file() for place in (path.parent, folder)),
         **fields,

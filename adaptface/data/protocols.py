@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,26 @@ _Image = tuple[str, int]  # the person's name and the image's number
 
 
 def is_lfw_list(path: Path) -> bool:
-    """Whether a `.txt` begins as LFW's lists do: with one or two numbers, of folds and of pairs."""
-    with path.open("rb") as file:
-        words = file.readline(100).split()
+    """Whether a `.txt` begins as LFW's lists do, or as RFW's, which lack the first line: `name n1 n2`."""
+    words = _first_words(path)
+    return _counts_pairs(path) or (len(words) in (3, 4) and all(word.isdigit() for word in (words[1], words[-1])))
+
+
+def _counts_pairs(path: Path) -> bool:
+    """Whether the first line holds one or two numbers, of folds and of pairs."""
+    words = _first_words(path)
     return len(words) in (1, 2) and all(word.isdigit() for word in words)
+
+
+def _first_words(path: Path) -> list[bytes]:
+    with path.open("rb") as file:
+        return file.readline(1000).removeprefix(codecs.BOM_UTF8).split()
 
 
 def load_lfw(path: Path, folders: Sequence[Path]) -> PairSet:
     """LFW's `pairs.txt`: `folds  pairs`, then for each fold `name n1 n2` and as many `name1 n1 name2 n2`.
+
+    A list of RFW, of one race, has no first line, and ten equal folds.
 
     Images are `name/name_0001.jpg` (or another usual suffix) below one of `folders`.
 
@@ -34,7 +47,10 @@ def load_lfw(path: Path, folders: Sequence[Path]) -> PairSet:
     Source: Huang et al., Labeled Faces in the Wild, 2007; README of the data set.
     """
     name = "lfw" if path.name == "pairs.txt" else path.stem  # as published; other sets use its form, too
-    return _set_of_people(path, folders, *_lfw_pairs(path), name=name)
+    pairs, same, folds = _lfw_pairs(path)
+    if not _counts_pairs(path):
+        _require_whole(path, same, folds)
+    return _set_of_people(path, folders, pairs, same, folds, name=name)
 
 
 def is_rfw(path: Path) -> bool:
@@ -58,19 +74,34 @@ def load_rfw(path: Path, images: Path | None) -> PairSet:
     """
     pairs: list[tuple[_Image, _Image]] = []
     same, folds, groups = [], [], []
-    for folder in sorted(place for place in (path / "txts").iterdir() if place.is_dir()):
+    races = {place.name for place in (path / "txts").iterdir() if place.is_dir()}
+    crops = images or path / "data"
+    for race in sorted(place.name for place in crops.iterdir() if place.is_dir()) if crops.is_dir() else ():
+        if race not in races:
+            raise FileNotFoundError(f"{crops / race} has no lists in {path / 'txts'}; unpack the data set again")
+    for folder in (path / "txts" / race for race in sorted(races)):
         race = folder.name
         if not (file := folder / f"{race}_pairs.txt").is_file():
             raise FileNotFoundError(f"{file}: this list of RFW is missing; unpack the data set again")
         of_race, labels, numbers = _lfw_pairs(file)
-        if suspect := suspect_folds(labels, numbers):
-            raise ValueError(f"{file}: {suspect[0]}; is the list cut off?")
+        _require_whole(file, labels, numbers)
         pairs += [((f"{race}/{a}", n), (f"{race}/{b}", m)) for (a, n), (b, m) in of_race]
         same.append(labels)
         folds.append(numbers)
         groups += [race] * len(of_race)
     fields = {"group": groups, "name": "rfw"}
-    return _set_of_people(path, [images or path / "data"], pairs, np.concatenate(same), np.concatenate(folds), **fields)
+    return _set_of_people(path, [crops], pairs, np.concatenate(same), np.concatenate(folds), **fields)
+
+
+def _require_whole(path: Path, same: Any, folds: Any) -> None:
+    """Refuse pairs other than ten folds of one size, half of them genuine each, as CFP and RFW have them."""
+    _, sizes = np.unique(folds, return_counts=True)
+    fault = f"{len(sizes)} folds instead of ten" if len(sizes) != 10 else None
+    if not fault and len(set(sizes.tolist())) > 1:
+        fault = f"folds of {sizes.min()} to {sizes.max()} pairs, instead of equal ones"
+    suspect = suspect_folds(np.asarray(same), np.asarray(folds))
+    if fault or suspect:
+        raise ValueError(f"{path}: {fault or suspect[0]}; is the list cut off?")
 
 
 def _set_of_people(
@@ -95,14 +126,11 @@ def _lfw_pairs(path: Path) -> tuple[list[tuple[_Image, _Image]], np.ndarray, np.
 
     Its first line says how they follow each other; without one they are ten equal folds, of pairs in any order.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text at byte {error.start}; save the list as UTF-8") from error
+    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     while lines and not lines[-1].strip():
         lines.pop()
     words = [line.split("\t") if "\t" in line else line.split() for line in lines]
-    if counted := is_lfw_list(path):
+    if counted := _counts_pairs(path):
         same, folds = _lfw_counts(path, lines)
     else:
         same = np.array([len(line) == 3 for line in words])
@@ -173,6 +201,7 @@ def load_cfp(path: Path, images: Path | None) -> PairSet:
                 names.append(pair)
                 same.append(genuine)
                 folds.append(number)
+    _require_whole(path, same, folds)
     folder = images or protocol.parent / "Data" / "Images"
     people = [(a.partition("/")[0], b.partition("/")[0]) for a, b in names]  # 001/frontal/01.jpg
     fields = {"same": same, "folds": folds, "identity": people, "name": f"cfp_{kind.lower()}"}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adaptface.data.base import DOMAIN_COLUMN, UNLABELLED, DomainNumbers, FaceSource, natural, shown
+from adaptface.data.base import DOMAIN_COLUMN, UNLABELLED, DomainNumbers, FaceSource, label_fault, natural, shown
 from adaptface.data.lists import IDENTITY_COLUMNS
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def load_dataset(text: str, local: Path, split: str | None, cache_dir: str | Non
             return datasets.load_dataset(folder, split=split, cache_dir=cache_dir)
         try:
             saved = datasets.load_from_disk(os.fspath(local))
-        except IndexError as error:  # of a set without shards
+        except (IndexError, ZeroDivisionError) as error:  # of a set without shards
             raise ValueError("it was saved without any rows") from error
         if isinstance(saved, datasets.Dataset):
             return saved
@@ -174,7 +174,11 @@ def identity_codes(name: str, column: str, cells: "ChunkedArray", feature: Any) 
     nameless = np.isin(codes, unknown)
     if nameless.any():
         raise ValueError(f"{name}, row {nameless.argmax()}: column '{column}' names no identity; drop or label the row")
-    return codes, [str(value) for value in values]
+    names = [str(value) for value in values]
+    if fault := label_fault(names):
+        row = (codes == fault[0]).argmax()
+        raise ValueError(f"{name}, row {row}: column '{column}': {fault[1]}")
+    return codes, names
 
 
 def domain_codes(name: str, cells: "ChunkedArray", feature: Any, domains: DomainNumbers) -> np.ndarray:

@@ -13,6 +13,7 @@ Source: insightface, `recognition/arcface_torch/eval_ijbc.py` and `recognition/_
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from adaptface.data.base import problems
+from adaptface.data.base import missing_files, problems
 from adaptface.data.images import align_image
 from adaptface.data.pairs import contradictions, oddities
 from adaptface.data.synthetic import PARAMETERS_FILE
@@ -94,8 +95,12 @@ class TemplateImages:
         return align_image(self.folder / self.names[index], self.landmarks[index], self.where(index))
 
     def encoded(self, index: int) -> bytes:
-        """All that a crop is made of: the photo's file and its landmarks."""
-        return (self.folder / self.names[index]).read_bytes() + self.landmarks[index].tobytes()
+        """The photo's file as it is, not decoded."""
+        return (self.folder / self.names[index]).read_bytes()
+
+    def digest(self, index: int) -> bytes:
+        """SHA-256 of all that a crop is made of: the photo's file and its landmarks."""
+        return hashlib.sha256(self.encoded(index) + self.landmarks[index].tobytes()).digest()
 
     def where(self, index: int) -> str:
         """Name of an image for messages: its path."""
@@ -182,7 +187,7 @@ def load_ijb(folder: str | Path) -> TemplateSet:
     names, numbers, media, landmarks, scores = _read_images(members, faces)
     present = set(os.listdir(crops))  # one listing is faster than half a million look-ups
     if missing := [str(crops / n) for n in names if n not in present and not (crops / n).is_file()]:
-        raise FileNotFoundError(f"{crops}: {len(missing)} of {len(names)} images are missing:{problems(missing)}")
+        raise FileNotFoundError(f"{crops}: {len(missing)} of {len(names)} images are missing:{missing_files(missing)}")
     templates, template = np.unique(numbers, return_inverse=True)
     index_a, index_b, same = _read_pairs(pairs, templates)
     galleries, probes = _read_searches(meta, name, templates)

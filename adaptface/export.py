@@ -1,0 +1,257 @@
+"""A model in forms that need no code of this project: a PEFT adapter, or the base with the adapters merged in.
+
+A PEFT adapter goes into a folder of its own (`peft/` of a release): beside the model's config.json, an
+adapter_config.json makes AutoModel load the plain base without projection and routing. Neither form holds the router
+or the projection: both compute the CLS token before the projection, under one fixed mix of the experts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from adaptface.card import is_local
+from adaptface.files import new_folder, without_folders
+from modeling_adaptface import PATCH_MODULE, AdaptFaceModel, DomainLoRA, block_modules, target_shapes
+
+Mix = Sequence[float] | torch.Tensor | None
+
+_LICENCE_ID = re.compile(r"[A-Za-z0-9]+([.+-][A-Za-z0-9]+)*\+*")
+_NO_LICENCE = ("none", "other", "unknown", "unlicensed")
+
+
+def parse_mix(text: str, domains: Sequence[str]) -> list[float]:
+    """A mix as it is typed, `general=0.5,pose=0.5`, or one expert by name, `pose`; who is not named weighs 0.
+
+    Args:
+        domains: names of the K experts.
+    Returns:
+        K weights in the order of `domains`.
+    Raises:
+        ValueError: an expert is unknown or named twice, or a weight is no number.
+    """
+    mix: dict[str, float] = {}
+    for item in text.split(","):
+        name, equals, weight = (part.strip() for part in item.partition("="))
+        if name not in domains or name in mix:
+            raise ValueError(f"domain_mix {text!r}: name each of {', '.join(domains)} at most once, as NAME=WEIGHT,...")
+        try:
+            mix[name] = float(weight) if equals else 1.0
+        except ValueError:
+            raise ValueError(f"domain_mix {text!r}: {weight!r} is no number; give NAME=WEIGHT,...") from None
+    return [mix.get(name, 0.0) for name in domains]
+
+
+def peft_adapter(
+    model: AdaptFaceModel, domain_mix: Mix = None, dtype: torch.dtype | None = None
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The adapters under one fixed mix as a LoRA of PEFT, without peft: equal to `model.merged_backbone(domain_mix)`.
+
+    The experts that take part are stacked: rank n * r for n of them. Weights that are all equal go into `lora_alpha`,
+    so that the tensors stay what they are; others are multiplied into `lora_B` in float32. Blocks before the router mix
+    uniformly; where that makes their rank or scaling another one, `rank_pattern` and `alpha_pattern` say so. The
+    tensors stand under the names that newer and those that older transformers give the modules (PEFT drops those it has
+    no module for), and the pattern of `target_modules` takes both.
+
+    Args:
+        model (`AdaptFaceModel`): with `adaptation="lora"`.
+        domain_mix (sequence of K numbers, *optional*): weights of the experts from the router on; uniform by default.
+        dtype (`torch.dtype`, *optional*): dtype of the tensors; default: bfloat16 where that loses nothing, or float32.
+    Returns:
+        Content of adapter_config.json, and of adapter_model.safetensors: `lora_A` (R, in), `lora_B` (out, R); of the
+        patch embedding (R, C, p, p) and (D, R, 1, 1).
+    Raises:
+        ValueError: there are no adapters, or `domain_mix` is no mix.
+    Source: peft 0.21, tuners/lora/layer.py (scaling = lora_alpha / r) and model.py (patterns).
+    """
+    config, base = model.config, model.config.backbone_config
+    if config.adaptation != "lora":
+        raise ValueError(
+            f"adaptation={config.adaptation!r}: there are no adapters to export; a model with adaptation='full' can be "
+            "exported as a backbone"
+        )
+    prior = torch.full((config.num_domains,), 1 / config.num_domains)
+    mix = prior if domain_mix is None else model._checked_mix(torch.as_tensor(domain_mix), 1)[0].cpu()
+    weights_of = {i: mix if config.has_router and i >= config.router_layer else prior for i in config.adapted_layers}
+
+    tensors: dict[str, torch.Tensor] = {}
+    for layer, weights in weights_of.items():
+        for target, adapter in model._adapters_of(layer).items():
+            a, b = _stacked(adapter, weights)
+            starts = [sum(target_shapes(base)[target][1][:part]) for part in range(4)]
+            for name, (of, parts) in block_modules(base).items():
+                if of == target:
+                    rows = slice(starts[parts[0]], starts[parts[-1] + 1])
+                    tensors |= _pair(f"encoder.layer.{layer}.{name}", a, b[rows])
+    if model.patch_adapter is not None:
+        a, b = _stacked(model.patch_adapter, prior)
+        kernel = (base.num_channels, base.patch_size, base.patch_size)
+        tensors |= _pair(PATCH_MODULE, a.unflatten(1, kernel), b[:, :, None, None])
+    if dtype is None:
+        lossless = all(torch.equal(tensor.bfloat16().float(), tensor) for tensor in tensors.values())
+        dtype = torch.bfloat16 if lossless else torch.float32
+
+    rank, alpha = _rank_and_alpha(mix, config.lora_rank, config.scaling)
+    early_rank, early_alpha = _rank_and_alpha(prior, config.lora_rank, config.scaling)
+    early = [str(layer) for layer, weights in weights_of.items() if weights is prior]
+    where = [rf"encoder\.layer\.({'|'.join(early)})\..*"] * bool(early)
+    where += [re.escape(PATCH_MODULE)] * (model.patch_adapter is not None)
+    backbone = Path(config.backbone).name if is_local(config.backbone) else without_folders(config.backbone)
+    settings = {
+        "auto_mapping": {
+            "base_model_class": "Dinov2Model",
+            "parent_library": "transformers.models.dinov2.modeling_dinov2",
+        },
+        "alpha_pattern": {"|".join(where): early_alpha} if where and early_alpha != alpha else {},
+        "base_model_name_or_path": backbone,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": alpha,
+        "lora_dropout": config.lora_dropout,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": rank,
+        "rank_pattern": {"|".join(where): early_rank} if where and early_rank != rank else {},
+        "revision": config.backbone_revision,
+        "target_modules": _target_modules(model),
+        "task_type": None,
+        "use_rslora": False,
+    }
+    return settings, {name: tensor.to(dtype).clone().contiguous() for name, tensor in tensors.items()}
+
+
+def export_peft(model: AdaptFaceModel, folder: Path, domain_mix: Mix = None, dtype: torch.dtype | None = None) -> None:
+    """Write the mix as a PEFT adapter into `folder`, and with K > 1 each expert into `folder/experts/DOMAIN`.
+
+    An expert is the mix in which it alone has weight: from the router on it stands alone, earlier blocks are as ever.
+
+    Args:
+        folder (`Path`): new or empty; never the root of a release.
+        model, domain_mix, dtype: as in [`peft_adapter`].
+    Raises:
+        FileExistsError: `folder` is not empty.
+        ValueError: see [`peft_adapter`]; or the name of a domain can name no folder.
+    """
+    domains = model.config.domains if model.config.num_domains > 1 else []
+    for name in domains:
+        if not re.fullmatch(r"\w([\w .-]*[\w-])?", name):
+            raise ValueError(f"domain {name!r} can name no folder; rename it in the domains of config.json")
+    if len({name.lower() for name in domains}) < len(domains):
+        raise ValueError(f"domains {', '.join(domains)}: some differ only in their case; rename them in config.json")
+    with new_folder(folder) as staged:
+        _write_adapter(staged, *peft_adapter(model, domain_mix, dtype))
+        for k, name in enumerate(domains):
+            alone = [float(k == other) for other in range(len(domains))]
+            _write_adapter(staged / "experts" / name, *peft_adapter(model, alone, dtype))
+
+
+def export_backbone(
+    model: AdaptFaceModel,
+    folder: Path,
+    *,
+    base_license: str,
+    domain_mix: Mix = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write `model.merged_backbone(domain_mix)`: an ordinary Dinov2Model, with a note on where its weights come from.
+
+    What is written contains the base's weights, so that its licence must allow to pass on changed copies of them; a
+    release never does. Neither router nor projection are in it.
+
+    Args:
+        folder (`Path`): new or empty.
+        base_license (`str`): licence of the base by its id, such as `apache-2.0`; who exports states it, and it is
+            written into NOTICE.
+        domain_mix (sequence of K numbers, *optional*): weights of the experts from the router on; uniform by default.
+        dtype (`torch.dtype`, *optional*): dtype of the weights; default: the model's.
+    Raises:
+        FileExistsError: `folder` is not empty.
+        ValueError: `base_license` names no licence, `domain_mix` is no mix, or there is nothing to merge.
+    """
+    config = model.config
+    if not _LICENCE_ID.fullmatch(base_license) or base_license.lower() in _NO_LICENCE:
+        raise ValueError(
+            f"base_license {base_license!r} names no licence; read that of {base_name(model)} and give its id, such as "
+            "apache-2.0, if it allows to pass on changed copies"
+        )
+    if config.adaptation == "frozen":
+        raise ValueError(
+            f"adaptation='frozen': there is nothing to merge; {base_name(model)} is the backbone as it stands"
+        )
+    merged: Any = model.merged_backbone(domain_mix)
+    merged.to(dtype or merged.dtype)
+    change = "all weights were trained further" if config.adaptation == "full" else "low-rank adapters were merged in"
+    if config.has_router:
+        prior = [1 / config.num_domains] * config.num_domains
+        mix = prior if domain_mix is None else torch.as_tensor(domain_mix).tolist()
+        change += ", under the mix " + ", ".join(f"{n}={w:.4g}" for n, w in zip(config.domains, mix, strict=True))
+    notice = (
+        f"These weights are a changed copy of {base_name(model)}: {change}.\n"
+        f"Licence of the base, as stated by who made this copy: {base_license}\n"
+        "What was trained inherits the terms of the faces it was trained on.\n"
+    )
+    with new_folder(folder) as staged:
+        merged.save_pretrained(staged)
+        (staged / "NOTICE").write_text(notice, encoding="utf-8", newline="\n")
+        for file in staged.glob("*.safetensors"):  # safetensors makes them private to their owner
+            file.chmod((staged / "config.json").stat().st_mode)
+
+
+def base_name(model: AdaptFaceModel) -> str:
+    """The base and its revision, without folders of this machine."""
+    config = model.config
+    name = Path(config.backbone).name if is_local(config.backbone) else without_folders(config.backbone)
+    return f"{name} (revision {config.backbone_revision})" if config.backbone_revision else f"{name} (a local folder)"
+
+
+def _rank_and_alpha(weights: torch.Tensor, rank: int, scaling: float) -> tuple[int, float]:
+    """PEFT's r and lora_alpha of the stacked experts, lora_alpha / r being their scaling."""
+    taking_part = weights[weights > 0]
+    total = rank * len(taking_part)
+    return total, scaling * total * (float(taking_part[0]) if _all_equal(taking_part) else 1.0)
+
+
+def _stacked(adapter: DomainLoRA, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A (R, in) and B (out, R) of the experts that take part, float32; weights that differ are multiplied into B."""
+    chosen = weights > 0
+    a, b = (p.detach().cpu()[chosen].float() for p in (adapter.lora_A, adapter.lora_B))  # (n, r, in), (n, r, out)
+    if not _all_equal(weights[chosen]):
+        b = b * weights[chosen][:, None, None]
+    return a.flatten(0, 1), b.flatten(0, 1).T
+
+
+def _all_equal(weights: torch.Tensor) -> bool:
+    return bool((weights == weights[0]).all())
+
+
+def _pair(module: str, a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """A and B of a module under the keys of PEFT's files."""
+    yield f"base_model.model.{module}.lora_A.weight", a
+    yield f"base_model.model.{module}.lora_B.weight", b
+
+
+def _target_modules(model: AdaptFaceModel) -> str:
+    """A pattern of the whole names of the adapted modules; a model in which they are called otherwise fails to load."""
+    config = model.config
+    layers = "|".join(map(str, config.adapted_layers))
+    adapted = model._adapters_of(config.adapted_layers[0])
+    names = [
+        re.escape(name) for name, (target, _) in block_modules(config.backbone_config).items() if target in adapted
+    ]
+    pattern = rf"encoder\.layer\.({layers})\.({'|'.join(names)})"
+    return pattern if model.patch_adapter is None else f"{pattern}|{re.escape(PATCH_MODULE)}"
+
+
+def _write_adapter(folder: Path, settings: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+    (folder / "adapter_config.json").write_text(text, encoding="utf-8", newline="\n")
+    (folder / "adapter_model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
