@@ -429,8 +429,8 @@ def hostile_files(tmp_path: Path) -> dict[str, tuple[bytes, str]]:
     return {
         "empty": (b"", "is empty"),
         "truncated": (whole[: len(whole) // 2], f"offset .* of {len(whole) // 2}"),
-        "a web page": (b"<!DOCTYPE html>", "offset 0 of 15"),
-        "git lfs": (b"version https://git-lfs.github.com/spec/v1\n", "offset 0"),
+        "a web page": (b"<!DOCTYPE html>", "a web page was saved in its place"),
+        "git lfs": (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
         "code": (pickle.dumps(([Evil(os.mkdir, str(tmp_path / "owned"))], [True])), r"asks for '\w+.mkdir'"),
         "code, protocol 0": (f"cos\nmkdir\n(V{tmp_path / 'owned'}\ntR.".encode(), "offset 0 of .*asks for 'os.mkdir'"),
         "builtins": (pickle.dumps(([Evil(eval, "1")], [True])), "asks for 'builtins.eval'"),

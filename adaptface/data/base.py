@@ -221,6 +221,20 @@ def shown(name: str | os.PathLike[str]) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+def check_content(path: str | os.PathLike[str]) -> None:
+    """That a file is not what lies in its place when a download went wrong; its reader would speak of damage.
+
+    Raises:
+        ValueError: it is a Git LFS pointer or a web page; names the remedy.
+    """
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{shown(path)}: a Git LFS pointer, not the file itself; run `git lfs pull`")
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
+        raise ValueError(f"{shown(path)}: a web page was saved in its place; download it again")
+
+
 def warn(root: Path, names: list[str], what: str) -> None:
     warnings.warn(f"{shown(root)}: {len(names)} {what}, first '{shown(names[0])}'", stacklevel=2)
 

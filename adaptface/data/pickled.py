@@ -17,6 +17,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
+from adaptface.data.base import check_content
 from adaptface.data.pairs import PairImages, PairSet, pair_set
 from adaptface.data.synthetic import PARAMETERS_FILE
 
@@ -134,6 +135,7 @@ def _read_pickle(path: Path) -> Any:
     """
     if not path.stat().st_size:
         raise ValueError(f"{path}: is empty")
+    check_content(path)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         machine = _PickleMachine(budget=len(data))
         position = 0

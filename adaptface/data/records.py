@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from adaptface.data.base import UNLABELLED, FaceSource, shown
+from adaptface.data.base import UNLABELLED, FaceSource, check_content, shown
 
 MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
@@ -85,6 +85,7 @@ class RecordFile:
         for file in (self.path, self.index_path):
             if not file.is_file():
                 raise FileNotFoundError(f"{shown(file)}: no such file; a .rec is read with its .idx beside it")
+            check_content(file)
         keys, offsets = _read_index(self.index_path)
         order = np.argsort(keys, kind="stable")
         self.keys, self._offsets = keys[order], offsets[order]

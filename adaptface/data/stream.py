@@ -30,6 +30,7 @@ from adaptface.data.base import (
     UNLABELLED,
     DomainNumbers,
     LabelledFaces,
+    check_content,
     shown,
 )
 from adaptface.data.tables import (
@@ -40,6 +41,7 @@ from adaptface.data.tables import (
     image_file,
     is_dataset_folder,
     opening,
+    parquet_files,
 )
 from adaptface.schedule import EpochBatches
 
@@ -246,6 +248,8 @@ def open_stream(
                 f"{name}: is neither parquet nor a Hub dataset, and cannot be streamed; drop stream: it is read where "
                 "it lies, image by image"
             )
+        for file in parquet_files(local):
+            check_content(file)
     with opening(text, local) as hub_id:
         if hub_id:
             builder = datasets.load_dataset_builder(hub_id)
