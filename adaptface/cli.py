@@ -65,6 +65,7 @@ def convert(
 ) -> None:
     """Copy training faces into another format, images byte for byte; goes on where it was broken off."""
     from adaptface.data.convert import convert as convert_faces
+    from adaptface.data.convert import kind_of
 
     try:
         found = asdict(convert_faces(source, destination, to, metadata=metadata, split=split, progress=not as_json))
@@ -76,6 +77,8 @@ def convert(
     else:
         counts = ", ".join(f"{found[name]:,} {name}" for name in ("images", "identities", "bytes"))
         typer.echo(f"{destination}: {counts}; read back and equal to the source, checksum {found['checksum'][:16]}")
+        if kind_of(destination, to) == "records":
+            typer.echo("Records hold no names: identities are numbers from 0, in the order of the source's names.")
 
 
 @app.command()

@@ -393,9 +393,12 @@ def test_command(folder: Path, tmp_path: Path) -> None:
     runner = CliRunner()
     done = runner.invoke(app, ["convert", str(folder), str(tmp_path / "a.rec" / "train.rec")])
     assert done.exit_code == 0 and "5 images, 3 identities" in done.stdout, done.output
+    assert "Records hold no names: identities are numbers from 0, in the order" in done.stdout
     assert len(RecordFile(tmp_path / "a.rec" / "train.rec")) == 9
     done = runner.invoke(app, ["convert", str(folder), str(tmp_path / "b"), "--to", "parquet", "--json"])
     assert json.loads(done.stdout)["images"] == 5
+    done = runner.invoke(app, ["convert", str(tmp_path / "b"), str(tmp_path / "d")])
+    assert done.exit_code == 0 and "Records" not in done.stdout
     done = runner.invoke(app, ["convert", str(tmp_path / "nothing" / "here" / "x"), str(tmp_path / "c")])
     assert done.exit_code == 1 and "adaptface convert: " in done.stderr
     assert np.asarray(open_source(tmp_path / "b").image(0)).shape == (24, 20, 3)

@@ -82,9 +82,7 @@ def convert(
         FileExistsError: there is something at the destination, or it cannot be replaced.
         OSError: it could not be written; what is complete is kept for the next call.
     """
-    kind = kind or ("records" if Path(destination).suffix.lower() == ".rec" else "folder")
-    if kind not in KINDS:
-        raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}")
+    kind = kind_of(destination, kind)
     target = Path(os.path.realpath(destination))  # "." has no name, and a link to a folder cannot be replaced by one
     is_file = kind == "records" and target.suffix.lower() == ".rec"
     folder, file = (target.parent, target.name) if is_file else (target, "train.rec")
@@ -127,6 +125,14 @@ def convert(
         (folder / _PLAN).unlink()  # not before: without it the copy would be nobody's
         sync_folder(folder.parent)
     return found
+
+
+def kind_of(destination: str | os.PathLike[str], kind: str | None) -> str:
+    """The format to write, where None is given by the destination's name."""
+    kind = kind or ("records" if Path(destination).suffix.lower() == ".rec" else "folder")
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}")
+    return kind
 
 
 def _check_destination(folder: Path, files: list[Path] | None) -> None:
