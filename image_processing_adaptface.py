@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import BaseImageProcessor, BatchFeature
 
 # Left eye, right eye, nose, left and right corner of the mouth, as seen in the image (x, y), pixel centres at integers.
@@ -66,9 +66,12 @@ def _decode(stream: Any, name: str) -> Image.Image:
         raise ValueError(f"{name}: a web page or XML, not an image; the download went wrong, fetch it again")
     try:
         image = Image.open(stream, formats=FORMATS)
+    except Image.DecompressionBombError as error:  # PIL's own limit is higher than ours
+        raise ValueError(f"{name}: over {MAX_PIXELS:,} pixels ({error}); scale it down first") from error
     except Exception as error:
+        reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"  # that one only names a stream
         raise ValueError(
-            f"{name}: not a readable image ({error}); known formats are {', '.join(FORMATS)}, "
+            f"{name}: not a readable image{reason}; known formats are {', '.join(FORMATS)}, "
             "anything else may be opened with PIL and passed as an image"
         ) from error
     return _upright(image, name, in_place=True)

@@ -65,6 +65,7 @@ def convert(
 ) -> None:
     """Copy training faces into another format, images byte for byte; goes on where it was broken off."""
     from adaptface.data.convert import convert as convert_faces
+    from adaptface.data.convert import kind_of
 
     try:
         found = asdict(convert_faces(source, destination, to, metadata=metadata, split=split, progress=not as_json))
@@ -76,6 +77,8 @@ def convert(
     else:
         counts = ", ".join(f"{found[name]:,} {name}" for name in ("images", "identities", "bytes"))
         typer.echo(f"{destination}: {counts}; read back and equal to the source, checksum {found['checksum'][:16]}")
+        if kind_of(destination, to) == "records":
+            typer.echo("Records hold no names: identities are numbers from 0, in the order of the source's names.")
 
 
 @app.command()
@@ -143,7 +146,7 @@ def domains(
 
     Training reads what is written by `--domain_labels FILE`. Measurements are kept: run again with other thresholds.
     """
-    from adaptface.data.domains import Known, Rule, as_text, label_faces, read_known
+    from adaptface.data.domains import Known, Rule, as_text, check_place, label_faces, read_known
     from adaptface.data.sources import open_source
 
     sys.path.append(os.getcwd())  # an estimator may lie here
@@ -153,6 +156,7 @@ def domains(
         if table is None and (yaw or landmarks or age):
             raise ValueError("yaw, landmarks and age are taken from a table; give --table FILE")
         faces = open_source(source, metadata=metadata, split=split, domains=None)
+        check_place(faces, source, out)
         known = read_known(faces, table, yaw, age, landmarks) if table else Known()
         report = label_faces(faces, out, known, age_estimator, rule, workers, progress=not as_json)
     except (OSError, ValueError) as error:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from adaptface.cli import app
 from adaptface.data import convert as module
 from adaptface.data.base import FaceSource
 from adaptface.data.convert import contents, convert
+from adaptface.data.domains import label_faces, relabel
 from adaptface.data.folder import FolderSource
 from adaptface.data.records import RecordFile, RecordWriter
 from adaptface.data.records import pack as our_pack
@@ -153,13 +156,118 @@ def test_a_broken_off_conversion_goes_on(
         assert (tmp_path / "copy" / "train.rec").read_bytes() == (tmp_path / "theirs" / "train.rec").read_bytes()
 
 
+def test_parquet_is_cut_by_bytes_and_held_a_row_group_at_a_time(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datasets import Image as ImageFeature
+    from datasets import Value, load_dataset
+    from pyarrow.parquet import ParquetFile
+
+    for number in range(13):
+        (folder / "cy 2" / f"{number}.jpg").write_bytes(picture(number) + bytes(10_000))
+    monkeypatch.setattr(module, "GROUP_BYTES", 20_000)  # two images
+    monkeypatch.setattr(module, "SHARD_BYTES", 60_000)  # three row groups
+    convert(folder, tmp_path / "copy", "parquet", progress=False)
+    files = [ParquetFile(file).metadata for file in sorted((tmp_path / "copy").glob("*"))]
+    groups = [[file.row_group(i).num_rows for i in range(file.num_row_groups)] for file in files]
+    assert groups == [[5, 2, 2], [2, 2, 2], [1]], "three small images go along"
+    rows = load_dataset(str(tmp_path / "copy"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert rows.features == {"image": ImageFeature(), "identity": Value("string")} and rows[0]["image"].size == (20, 24)
+    assert held(open_source(tmp_path / "copy")) == held(open_source(folder))
+
+
 def test_another_conversion_that_was_broken_off_is_not_mixed_in(folder: Path, tmp_path: Path) -> None:
     stale = tmp_path / ".copy.partial" / "zoe"
     stale.mkdir(parents=True)
     (stale / "000000.jpg").write_bytes(picture(3))
-    (tmp_path / ".copy.partial" / "convert.json").write_text(json.dumps({"source": "elsewhere"}))
+    (tmp_path / ".copy.partial" / ".convert.json").write_text(json.dumps({"source": "elsewhere"}))
     convert(folder, tmp_path / "copy", progress=False)
     assert held(open_source(tmp_path / "copy")) == held(open_source(folder))
+
+
+def test_a_folder_of_something_else_is_not_cleared_away(folder: Path, tmp_path: Path) -> None:
+    """A conversion's own hidden folder holds its plan, or nothing yet, or a plan cut off while it was written."""
+    partial = tmp_path / ".copy.partial"
+    partial.mkdir()
+    (partial / "thesis.tex").write_text("years of work")
+    with pytest.raises(
+        FileExistsError, match=r"\.copy\.partial: is in the way, and of no conversion; move or remove it"
+    ):
+        convert(folder, tmp_path / "copy", progress=False)
+    (partial / "thesis.tex").rename(tmp_path / "thesis.tex")
+    convert(folder, tmp_path / "copy", progress=False)
+    partial.mkdir()
+    (partial / ".convert.json").write_text('{"sour')
+    (partial / "zoe").mkdir()
+    convert(folder, tmp_path / "copy" / ".." / "copy2", progress=False)
+    partial.rename(tmp_path / ".copy3.partial")
+    convert(folder, tmp_path / "copy3", progress=False)
+    assert not (tmp_path / "copy3" / "zoe").exists()
+
+
+def test_a_link_to_an_empty_folder_is_followed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    convert(folder, tmp_path / "link", progress=False)
+    assert (tmp_path / "link").is_symlink() and held(open_source(tmp_path / "real")) == held(open_source(folder))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["faces", "link", "real"], "nothing hidden is left"
+
+
+def test_what_a_rename_cannot_replace_is_refused_first(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr(module, "open_source", lambda *_, **__: pytest.fail("nothing is read"))
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path).name == "disk")
+    with pytest.raises(FileExistsError, match=r"disk: is a mount point, which cannot be .* a new folder inside it"):
+        convert(folder, tmp_path / "disk", progress=False)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name in (".", tmp_path / "here"):
+        with pytest.raises(FileExistsError, match="here: is the working folder, which cannot be replaced"):
+            convert(folder, name, progress=False)
+
+
+@pytest.mark.parametrize("destination", ["copy", "rec/train.rec"])
+def test_a_copy_that_could_not_be_named_is_kept(
+    destination: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rec").mkdir()
+
+    def refuse(self: Path, target: Path) -> Path:
+        raise OSError("device or resource busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse)
+        with pytest.raises(OSError, match="busy"):
+            convert(folder, tmp_path / destination, progress=False)
+    for writes in (RecordWriter, "write"), (Path, "write_bytes"):
+        monkeypatch.setattr(*writes, lambda *_: pytest.fail("it is not written again"))
+    convert(folder, tmp_path / destination, progress=False)
+    assert len(open_source(tmp_path / destination)) == 5 and not list(tmp_path.rglob(".*"))
+
+
+def test_a_record_file_beside_other_files(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "notes.txt").write_text("mine")
+    monkeypatch.chdir(tmp_path / "here")
+    convert(folder, "faces.rec", progress=False)
+    names = ["faces.idx", "faces.rec", "notes.txt", "property"]
+    assert sorted(path.name for path in Path().iterdir()) == names
+    assert contents(open_source("faces.rec"), by_number=True) == contents(open_source(folder), by_number=True)
+    for other, taken in (("faces.rec", "faces.idx"), ("other.rec", "property")):
+        with pytest.raises(FileExistsError, match=f"{taken}: exists; name another .rec file, or one in a new folder"):
+            convert(folder, other, progress=False)
+    assert sorted(path.name for path in Path().iterdir()) == names
+
+
+def test_no_copy_inside_an_image_folder(folder: Path, tmp_path: Path) -> None:
+    for name in ("copy", "ada/copy", "train.rec"):
+        with pytest.raises(ValueError, match="lies in the source, which would then hold other faces"):
+            convert(folder, folder / name, progress=False)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(PEOPLE)
+    write_face_records(tmp_path / "rec", list(PEOPLE.values()))
+    convert(tmp_path / "rec", tmp_path / "rec" / "folder", progress=False)  # a .rec file knows its own
 
 
 @pytest.mark.parametrize("kind", ["folder", "records", "parquet"])
@@ -196,11 +304,33 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
     convert(folder, tmp_path / "parquet", "parquet", progress=False)
 
 
+def test_every_file_that_is_loaded_is_an_image_file(folder: Path, tmp_path: Path) -> None:
+    """Also the rarer marks of the formats that the processor opens: training takes them, so conversion must."""
+    flags = {
+        "j2k": {"format": "JPEG2000", "no_jp2": True}, "bigtiff": {"format": "TIFF", "big_tiff": True},
+        "gif": {"format": "GIF"}, "tiff": {"format": "TIFF"}, "jp2": {"format": "JPEG2000"},
+    }  # fmt: skip
+    files = []
+    for options in flags.values():
+        Image.open(io.BytesIO(picture(80))).save(stream := io.BytesIO(), **options)
+        files.append(stream.getvalue())
+    for number, (white, deepest) in enumerate([(b"0", b""), (b"1", b"1\n"), (b"1", b"1\n")], start=1):  # P1 to P3: text
+        pixels = (white + b" ") * (16 * 16 * (3 if number == 3 else 1))
+        files.append(b"P%d\n16 16\n%s" % (number, deepest) + pixels)
+    files += [b"P4\n16 16\n" + b"\1" * 32, b"P5\n16 16\n255\n" + b"\1" * 256, b"P6\n16 16\n255\n" + b"\1" * 768]
+    for number, content in enumerate(files):
+        (folder / "bob" / f"x{number}.png").write_bytes(content)
+    source = open_source(folder)
+    assert [source.image(index).mode for index in range(len(source))] == ["RGB"] * (5 + len(files))
+    convert(folder, tmp_path / "copy", progress=False)
+    assert held(open_source(tmp_path / "copy")) == held(source)
+
+
 def test_identities_that_cannot_name_a_folder(tmp_path: Path) -> None:
     from datasets import Dataset, Features, Value
     from datasets import Image as ImageFeature
 
-    for name in ("../up", "a/b", ".hidden", "x" * 300, "trailing "):
+    for name in ("../up", "a/b", "a\\b", "..", ".hidden", "x" * 300, "nul\0"):
         rows = {"image": [{"bytes": picture(1), "path": None}] * 2, "identity": [name, "other"]}
         path = tmp_path / "faces.parquet"
         Dataset.from_dict(rows, features=Features({"image": ImageFeature(), "identity": Value("string")})).to_parquet(
@@ -211,13 +341,64 @@ def test_identities_that_cannot_name_a_folder(tmp_path: Path) -> None:
     assert not (tmp_path.parent / "up").exists()
 
 
+def test_names_are_kept_as_they_are(folder: Path, tmp_path: Path) -> None:
+    """Joiners, of which Persian names are full, and non-breaking blanks; no terminal is asked to show them."""
+    names = [
+        "Ana\xa0Mar",
+        "\u0639\u0644\u06cc\u200c\u0631\u0636\u0627",
+        "two\nlines",
+        " blanks ",
+        'what? "x": <*>|',
+        "\xe9" * 120,
+    ]
+    for name in names:
+        (folder / name).mkdir()
+        (folder / name / "0.jpg").write_bytes(picture(40))
+    (folder / "metadata.csv").write_text(f"file,domain\n{names[1]}/0.jpg,pose\n", encoding="utf-8")
+    start = open_source(folder)
+    assert sorted(start.identities) == sorted([*PEOPLE, *names])
+    for kind, source in (("folder", folder), ("parquet", folder), ("folder", tmp_path / "parquet")):
+        target = tmp_path / (kind if source == folder else "again")
+        convert(source, target, kind, progress=False)
+        assert held(open_source(target)) == held(start)
+    for table in ("sidecar.csv", "sidecar.parquet"):
+        label_faces(start, tmp_path / table)
+        relabel(open_source(folder), tmp_path / table, None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems hold no such name")
+def test_names_that_are_not_utf8(folder: Path, tmp_path: Path) -> None:
+    (folder / os.fsdecode(b"caf\xe9")).mkdir()
+    (folder / os.fsdecode(b"caf\xe9") / "0.jpg").write_bytes(picture(40))
+    (folder / "metadata.csv").write_bytes(b"file,domain\ncaf\xe9/0.jpg,pose\n")
+    start = open_source(folder)
+    convert(folder, tmp_path / "copy", progress=False)
+    assert held(open_source(tmp_path / "copy")) == held(start) and start.fingerprint()
+    with pytest.raises(ValueError, match=r"the name 'caf\\udce9' is not UTF-8, as parquet needs it; rename it first"):
+        convert(folder, tmp_path / "parquet", "parquet", progress=False)
+
+
+def test_names_that_differ_by_case_only(tmp_path: Path) -> None:
+    for number, name in enumerate(("Ana", "ana")):
+        (tmp_path / f"{number}.jpg").write_bytes(picture(40 * number))
+        with (tmp_path / "list.txt").open("a") as file:
+            file.write(f"{number}.jpg {name}\n")
+    with pytest.raises(
+        ValueError, match="'Ana' and 'ana' differ by case only and would be one folder on other systems"
+    ):
+        convert(tmp_path / "list.txt", tmp_path / "copy", progress=False)
+
+
 def test_command(folder: Path, tmp_path: Path) -> None:
     runner = CliRunner()
     done = runner.invoke(app, ["convert", str(folder), str(tmp_path / "a.rec" / "train.rec")])
     assert done.exit_code == 0 and "5 images, 3 identities" in done.stdout, done.output
+    assert "Records hold no names: identities are numbers from 0, in the order" in done.stdout
     assert len(RecordFile(tmp_path / "a.rec" / "train.rec")) == 9
     done = runner.invoke(app, ["convert", str(folder), str(tmp_path / "b"), "--to", "parquet", "--json"])
     assert json.loads(done.stdout)["images"] == 5
+    done = runner.invoke(app, ["convert", str(tmp_path / "b"), str(tmp_path / "d")])
+    assert done.exit_code == 0 and "Records" not in done.stdout
     done = runner.invoke(app, ["convert", str(tmp_path / "nothing" / "here" / "x"), str(tmp_path / "c")])
     assert done.exit_code == 1 and "adaptface convert: " in done.stderr
     assert np.asarray(open_source(tmp_path / "b").image(0)).shape == (24, 20, 3)

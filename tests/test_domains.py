@@ -470,6 +470,18 @@ def test_functions_that_give_no_age(name: str, message: str, folder: Path, tmp_p
 # --- the command, and training --------------------------------------------------------------------------------
 
 
+def test_no_parquet_inside_an_image_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder would be a data set then, whose images are not those of the sidecar."""
+    monkeypatch.setattr(module, "label_faces", lambda *_, **__: pytest.fail("nothing is measured"))
+    for out in (folder / "faces.domains.parquet", folder / "sub" / ".." / "x.PARQUET"):
+        done = CliRunner().invoke(app, ["domains", str(folder), "--out", str(out)])
+        assert done.exit_code == 1 and "lies in the source, and" in done.stderr and "or as a .csv" in done.stderr
+    monkeypatch.undo()
+    out = folder / "faces.domains.csv"
+    assert CliRunner().invoke(app, ["domains", str(folder), "--out", str(out), "--workers", "0"]).exit_code == 0
+    assert len(open_source(folder, domain_labels=out)) == len(open_source(folder))
+
+
 def test_command_text_and_json(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", list(__import__("sys").path))

@@ -5,6 +5,7 @@ import os
 import pickle
 import struct
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from PIL import Image
 
 from adaptface.data.benchmarks import load_pairs
 from adaptface.data.pairs import benchmark_domain
+from adaptface.data.pickled import _read_pickle
 
 
 def encoded(number: int, kind: str = "PNG") -> bytes:
@@ -340,6 +342,19 @@ def python2_array_pickle(images: list[bytes], labels: list[bool]) -> bytes:
     return b"".join([*out, b"e](", *(b"I01\n" if label else b"I00\n" for label in labels), b"e\x86."])
 
 
+def python2_text_pickle(images: list[bytes], labels: list[bool], as_arrays: bool = False) -> bytes:
+    """What Python 2 wrote at protocol 0: all is text, a `str` as its `repr`, whose quotes depend on what it holds."""
+    out = [b"((lp1\n"]
+    for number, image in enumerate(images):
+        string = b"S" + repr(image)[1:].encode() + b"\n"
+        if as_arrays:
+            out += [b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(I%d\nt" % len(image)]
+            out += [b"cnumpy\ndtype\n(S'u1'\nI0\nI1\ntR(I3\nS'|'\nNNNI-1\nI-1\nI0\ntbI00\n", string, b"tba"]
+        else:
+            out += [string, b"p%d\na" % (number + 3)]
+    return b"".join([*out, b"(lp2\n", *(b"I01\na" if label else b"I00\na" for label in labels), b"tp0\n."])
+
+
 def old_numpy(content: bytes) -> bytes:
     """The same pickle as numpy 1 named its modules; protocols below 4 spell names without a length."""
     return content.replace(b"numpy._core", b"numpy.core")
@@ -348,6 +363,8 @@ def old_numpy(content: bytes) -> bytes:
 ARRAYS = [np.frombuffer(image, np.uint8) for image in IMAGES]
 WRITERS: dict[str, Callable[[], bytes]] = {
     "python2": lambda: python2_pickle(IMAGES, LABELS),
+    "python2 text": lambda: python2_text_pickle(IMAGES, LABELS),
+    "python2 text of arrays": lambda: python2_text_pickle(IMAGES, LABELS, as_arrays=True),
     "python2 arrays": lambda: python2_array_pickle(IMAGES, LABELS),
     **{f"bytes {p}": lambda p=p: pickle.dumps((IMAGES, LABELS), p) for p in range(6)},
     **{f"arrays {p}": lambda p=p: pickle.dumps((ARRAYS, LABELS), p) for p in range(6)},
@@ -381,6 +398,16 @@ def test_bin_of_every_writer(tmp_path: Path, writer: str) -> None:
     assert "lfw.bin, image 39 (pair 19)" in pairs.images.where(pairs.index_b[19])
 
 
+@pytest.mark.parametrize(
+    "image", [bytes(range(256)), b"it's", b'say "it\'s"', rb"\\x41\n", b"ends in \\", b"'", b"\r", "caf\u00e9".encode()]
+)
+def test_python2_text_is_read_as_pickle_reads_it(image: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "lfw.bin"
+    path.write_bytes(python2_text_pickle([image, b"other"] * 2, [True, False]))
+    assert pickle.loads(path.read_bytes(), encoding="bytes") == ([image, b"other"] * 2, [True, False])
+    assert _read_pickle(path) == ([image, b"other"] * 2, [True, False])
+
+
 class Evil:
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self.call = function, arguments
@@ -402,8 +429,8 @@ def hostile_files(tmp_path: Path) -> dict[str, tuple[bytes, str]]:
     return {
         "empty": (b"", "is empty"),
         "truncated": (whole[: len(whole) // 2], f"offset .* of {len(whole) // 2}"),
-        "a web page": (b"<!DOCTYPE html>", "offset 0 of 15"),
-        "git lfs": (b"version https://git-lfs.github.com/spec/v1\n", "offset 0"),
+        "a web page": (b"<!DOCTYPE html>", "a web page was saved in its place"),
+        "git lfs": (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
         "code": (pickle.dumps(([Evil(os.mkdir, str(tmp_path / "owned"))], [True])), r"asks for '\w+.mkdir'"),
         "code, protocol 0": (f"cos\nmkdir\n(V{tmp_path / 'owned'}\ntR.".encode(), "offset 0 of .*asks for 'os.mkdir'"),
         "builtins": (pickle.dumps(([Evil(eval, "1")], [True])), "asks for 'builtins.eval'"),
@@ -417,6 +444,9 @@ def hostile_files(tmp_path: Path) -> dict[str, tuple[bytes, str]]:
         "huge array": (pickle.dumps(([Evil(np.zeros, 10**12)], [True])), "asks for"),
         "stack underflow": (b"\x80\x02\x86.", "malformed or truncated"),
         "unknown memo": (b"\x80\x02h\x05.", "malformed or truncated"),
+        "no quotes": (b"(lS'abc\na.", "a string without its quotes"),
+        "one quote": (b"(lS'\na.", "a string without its quotes"),
+        "cut escape": (b"(lS'\\x4'\na.", "invalid .x escape"),
         "other": (pickle.dumps({"a": 1}), "opcode EMPTY_DICT does not belong"),
         "not a pair": (pickle.dumps([IMAGES]), "is not a pickled pair"),
         "not lists": (pickle.dumps((IMAGES, 3)), "must be lists, not a list and a int"),
@@ -492,6 +522,20 @@ def test_bin_allocates_no_more_than_the_file(tmp_path: Path) -> None:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 4 * len(content) + 500_000, name
+
+
+def test_bin_hashes_an_image_once_however_often_it_is_named(tmp_path: Path) -> None:
+    """Two bytes name what the memo holds once more: 10 GB to hash in a file of 1 MB."""
+    path = tmp_path / "lfw.bin"
+    size = struct.pack("<i", 1_000_000)
+    image = b"T" + size + b"x" * 1_000_000 + b"q\x01"
+    array = b"cnumpy.core.numeric\n_frombuffer\n(h\x01cnumpy\ndtype\nU\x02u1\x85RJ" + size + b"\x85U\x01CtR"
+    for again, count in ((b"h\x01", 10_000), (array, 2_000)):  # the memo holds the first image
+        labels = b"\x88\x89" * (count // 4)
+        path.write_bytes(b"\x80\x02" + b"](" + image + again * (count - 1) + b"e](" + labels + b"e\x86.")
+        start = time.perf_counter()
+        pairs = load_pairs(path)
+        assert time.perf_counter() - start < 1 and len(pairs.images) == 1 and len(pairs) == count // 2
 
 
 def test_bin_takes_no_image_folder(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import io
 import multiprocessing
 import pickle
 import struct
+import time
+import tracemalloc
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adaptface.data.records import RecordFile, RecordSource, find_record_file, unpack
+from adaptface.data.records import RecordFile, RecordSource, _read_index, find_record_file, unpack
 from adaptface.data.sources import open_source
 from tests.record_files import MAGIC, pack, write_face_records, write_records
 
@@ -147,7 +149,7 @@ def offset(folder: Path, key: int) -> int:
     [
         ("train.idx", lambda c: b"", r"train\.idx: is empty"),
         ("train.idx", lambda c: b"\n\n", r"train\.idx: is empty"),
-        ("train.idx", lambda c: b"<html>not found</html>\n", "train.idx, line 1: expected a key, a tab .* '<html>not"),
+        ("train.idx", lambda c: b"not found\n", "train.idx, line 1: expected a key, a tab .* 'not found'"),
         ("train.idx", with_lines(lambda x: [*x[:3], b"3 200", *x[4:]]), "train.idx, line 4: .*'3 200'"),
         ("train.idx", with_lines(lambda x: [*x[:3], b"3\t-8", *x[4:]]), "train.idx, line 4: "),
         ("train.idx", with_lines(lambda x: [*x[:3], b"3\t9\t9", *x[4:]]), "train.idx, line 4: "),
@@ -179,6 +181,28 @@ def test_damage_is_named(folder: Path, name: str, change, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         open_source(folder)
     assert str(folder / name) in str(caught.value) or "train.rec, byte" in str(caught.value) or "bytes" in message
+
+
+def test_index_with_a_long_line_costs_no_more_than_its_bytes(tmp_path: Path) -> None:
+    """Lines of very different lengths: a table of them would be as wide as the longest, everywhere."""
+    path = tmp_path / "a.idx"
+    for content, line in ((b'{"a": 1}\n' * 2000, 1), (b"0\t0\n" * 2000, 2001), (b"0\t0\r\n" * 300_000, 300_001)):
+        path.write_bytes(content + b"9" * 100_000)
+        tracemalloc.start()
+        with pytest.raises(
+            ValueError, match=rf"a\.idx, line {line}: expected a key, a tab and a byte offset, found '.{{8,40}}'$"
+        ):
+            _read_index(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 20_000_000
+
+
+def test_index_of_many_blocks(tmp_path: Path) -> None:
+    path = tmp_path / "a.idx"
+    path.write_bytes(b"".join(b"%d\t%d\r\n" % (key, 40 * key) for key in range(200_000)) + b"200000\t8000000\n\n \n")
+    keys, offsets = _read_index(path)
+    assert np.array_equal(keys, np.arange(200_001)) and np.array_equal(offsets, 40 * keys)
 
 
 def test_length_past_the_end_names_record_and_offset(folder: Path) -> None:
@@ -220,10 +244,30 @@ def test_truncated_parts(tmp_path: Path, cut: str) -> None:
     )
     expected = {
         "second part": f"record 1 at byte 0: its last part is missing; the file ends at byte {second}",
-        "inside the second part": f"record 1 at byte 0: its part at byte {second} runs past the end",
+        "inside the second part": f"record 1 at byte 0: its part at byte {second} runs past byte .*, where the file",
         "foreign second part": f"record 1 at byte 0: the part expected at byte {second} is none",
     }[cut]
     with pytest.raises(ValueError, match=expected):
+        RecordFile(path)
+
+
+def test_parts_are_sought_no_further_than_the_next_record(tmp_path: Path) -> None:
+    """Many keys on one long record must not read the file once a key."""
+    first, middle = (MAGIC + struct.pack("<I", kind << 29) for kind in (1, 2))
+    path = tmp_path / "a.rec"
+    path.write_bytes(first + middle * 3000 + MAGIC + struct.pack("<I", 3 << 29))
+    path.with_suffix(".idx").write_text("".join(f"{key}\t0\n" for key in range(3000)))
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match=r"a.idx: the keys 0 and 1 both lie at byte 0"):
+        RecordFile(path)
+    assert time.perf_counter() - start < 1
+
+    path.write_bytes(first * 2 + middle * 2)
+    path.with_suffix(".idx").write_text("1\t0\n2\t8\n")
+    with pytest.raises(ValueError, match="at byte 0: its last part is missing; the next record starts at byte 8"):
+        RecordFile(path)
+    path.write_bytes(MAGIC + struct.pack("<I", 1 << 29 | 4) + first + middle)
+    with pytest.raises(ValueError, match="record 1 at byte 0: its part at byte 0 runs past byte 8, where"):
         RecordFile(path)
 
 
@@ -273,6 +317,49 @@ def test_ranges_that_contradict_the_images(tmp_path: Path, ranges: list[list[int
     payloads |= {7 + n: pack(pair, 7 + n) for n, pair in enumerate(ranges)}
     with pytest.raises(ValueError, match=message):
         open_source(write_records(tmp_path / "train.rec", payloads))
+
+
+class ManyRecords:
+    """In place of a `RecordFile`: more images than float32 can count, without a file of half a gigabyte."""
+
+    index_path = Path("train.idx")
+
+    def __init__(self, counts: list[int], shift: int = 0) -> None:
+        ends = np.cumsum(counts) + 1
+        self.images, total = ends[-1].item() - 1, ends[-1].item() + len(counts)
+        self.keys = np.arange(total, dtype=np.int32)
+        self.ranges = {0: (self.images + 1, total)}
+        self.ranges |= {self.images + 1 + i: (ends[i] - counts[i], ends[i] + shift) for i in range(len(counts))}
+        self.labels = np.zeros(total, np.float32)
+        self.labels[1 : self.images + 1] = np.repeat(np.arange(len(counts), dtype=np.float32), counts)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, position: int) -> bytes:
+        return pack(self.ranges[position], position)
+
+    def where(self, position: int) -> str:
+        return f"record {position}"
+
+    def headers(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        sizes = np.full(len(self), 1, np.int8)
+        sizes[[*self.ranges]] = 0
+        return 2 * (sizes == 0).astype(np.int8), self.labels, sizes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("last", [1, 2, 3, 4])  # rounded up, down, or not at all
+def test_numbers_that_float32_rounds(last: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Glint360K has 17,091,657 images: its header and its later ranges are off by one, as the format has them."""
+    counts = [2**24 - 4, 4, 5, last]
+    assert np.float32(sum(counts[:2]) + 1) == sum(counts[:2]), "the first border beyond is rounded"
+    monkeypatch.setattr("adaptface.data.records.RecordFile", lambda _: ManyRecords(counts))
+    source = RecordSource(Path("train.rec"), None)
+    assert np.bincount(source.labels).tolist() == counts and source.key(len(source) - 1) == str(sum(counts))
+    monkeypatch.setattr("adaptface.data.records.RecordFile", lambda _: ManyRecords(counts, shift=4))
+    with pytest.raises(ValueError, match="its range 1 to 16777216 holds images of several"):
+        RecordSource(Path("train.rec"), None)
 
 
 def test_header_that_announces_other_records(tmp_path: Path) -> None:

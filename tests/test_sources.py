@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from adaptface.data.benchmarks import load_pairs
 from adaptface.data.sources import open_source
+from adaptface.data.stream import open_stream
 from adaptface.data.tables import DatasetsSource
 
 DOMAINS = ("general", "pose", "age")
@@ -221,9 +223,36 @@ def test_names_that_are_no_utf8(tmp_path: Path) -> None:
     os.mkdir(strange)
     shutil.copy(root / "a" / "1.png", os.path.join(strange, b"\xff.png"))
     source = open_source(root)
-    assert source.identities == ["a", r"\udce9t\udce9\n"]
+    assert source.identities == ["a", "\udce9t\udce9\n"] and source.fingerprint()
     assert source.where(1).isprintable() and source.where(1).encode("utf-8")
     assert source.image(1).size == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a Git LFS pointer, .*`git lfs pull`"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE html><html>", "a web page was saved in its place; download it again"),
+    ],
+)
+def test_what_lies_in_place_of_a_file_is_named(content: bytes, message: str, tmp_path: Path) -> None:
+    for name in ("train.rec", "train.idx", "lfw.bin", "faces.parquet"):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "data" / "data").mkdir(parents=True)
+    (tmp_path / "data" / "data" / "train-0.parquet").write_bytes(content)
+    for read, file, culprit in (
+        (open_source, "train.rec", "train.rec"),
+        (open_source, "faces.parquet", "faces.parquet"),
+        (open_source, "data", "train-0.parquet"),
+        (open_stream, "faces.parquet", "faces.parquet"),
+        (load_pairs, "lfw.bin", "lfw.bin"),
+        (load_pairs, "faces.parquet", "faces.parquet"),
+    ):
+        with pytest.raises(ValueError, match=f"{culprit}: {message}"):
+            read(tmp_path / file)
+    (tmp_path / "train.rec").write_bytes(b"\n#\xd7\xce" + bytes(4))
+    with pytest.raises(ValueError, match=f"train.idx: {message}"):
+        open_source(tmp_path / "train.rec")
 
 
 def test_broken_images_are_named(folder: Path) -> None:

@@ -34,7 +34,7 @@ class LabelledFaces(ABC):
 
     Attributes:
         name (`str`): what messages and logs call this source.
-        identities (`list[str]`): identity names; the index is the label.
+        identities (`list[str]`): identity names as the data has them; the index is the label. For messages see `shown`.
     """
 
     name: str
@@ -126,7 +126,7 @@ class FaceSource(LabelledFaces):
     ):
         used, labels = np.unique(identity_codes, return_inverse=True)
         self.name = name
-        self.identities = [shown(identity_names[code]) for code in used]
+        self.identities = [identity_names[code] for code in used]
         self.labels = labels.astype(np.int64)
         self.domain_labels = domain_labels.astype(np.int64)
         self.domains = tuple(domains)
@@ -134,7 +134,8 @@ class FaceSource(LabelledFaces):
             raise ValueError(f"{name}: holds no image")
         if len(self.identities) < 2:
             raise ValueError(
-                f"{name}: all {len(self)} images belong to one identity, '{self.identities[0]}'; training "
+                f"{name}: all {len(self)} images belong to one identity, '{shown(self.identities[0])}'; "
+                "training "
                 "needs two or more: give the folder that directly holds the identity folders, or check the labels"
             )
 
@@ -164,7 +165,7 @@ class FaceSource(LabelledFaces):
         return f"{len(self)} images of {len(self.identities)} identities, {labelled} with a domain label"
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256("\n".join(self.identities).encode("utf-8"))
+        digest = hashlib.sha256("\n".join(self.identities).encode("utf-8", "surrogatepass"))
         digest.update(np.ascontiguousarray(self.labels).tobytes())
         digest.update(np.ascontiguousarray(self.domain_labels).tobytes())
         for index in self.sample(FINGERPRINT_IMAGES):
@@ -218,6 +219,20 @@ def shown(name: str | os.PathLike[str]) -> str:
     """A name that every terminal and log can print: undecodable bytes and control characters are escaped."""
     text = os.fspath(name)
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def check_content(path: str | os.PathLike[str]) -> None:
+    """That a file is not what lies in its place when a download went wrong; its reader would speak of damage.
+
+    Raises:
+        ValueError: it is a Git LFS pointer or a web page; names the remedy.
+    """
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{shown(path)}: a Git LFS pointer, not the file itself; run `git lfs pull`")
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
+        raise ValueError(f"{shown(path)}: a web page was saved in its place; download it again")
 
 
 def warn(root: Path, names: list[str], what: str) -> None:

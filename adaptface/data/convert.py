@@ -16,6 +16,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,17 +25,19 @@ import numpy as np
 from tqdm import tqdm
 
 from adaptface.data.base import UNLABELLED, FaceSource, shown
-from adaptface.data.records import RecordWriter, pack
+from adaptface.data.images import starts_like
+from adaptface.data.records import RecordSource, RecordWriter, pack
 from adaptface.data.sources import open_source
 from adaptface.data.tables import DatasetsSource, load_dataset
-from adaptface.files import partial_path, sync_folder, write_text_atomically
+from adaptface.files import partial_path, replacing, sync_folder, write_text, write_text_atomically
 
 KINDS = ("folder", "records", "parquet")
-SHARD_IMAGES = 20_000  # about 100 MB of 112 px crops
-_PLAN = "convert.json"  # what a broken-off conversion was about
-_SIGNATURES = {  # how an image file of each kind starts
-    b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"BM": ".bmp", b"GIF8": ".gif", b"II*\0": ".tif",
-    b"MM\0*": ".tif", b"\0\0\0\x0cjP  ": ".jp2", b"P5": ".pgm", b"P6": ".ppm",
+SHARD_IMAGES, SHARD_BYTES = 20_000, 100_000_000  # a parquet file ends at either; it is what a break can cost
+GROUP_BYTES = 16_000_000  # of image files in a row group of it, which writer and readers hold in memory
+_PLAN = ".convert.json"  # what a broken-off conversion was about; hidden, as it is in the way of no reader
+_SUFFIXES = {
+    "BMP": ".bmp", "GIF": ".gif", "JPEG": ".jpg", "JPEG2000": ".jp2", "PNG": ".png", "PPM": ".ppm", "TIFF": ".tif",
+    "WEBP": ".webp",
 }  # fmt: skip
 
 
@@ -67,7 +70,8 @@ def convert(
 
     Args:
         source, metadata, split: see `open_source`.
-        destination: a new folder; for records also the `.rec` file to write, else `train.rec` in the folder.
+        destination: a new folder; for records also the `.rec` file to write, which may lie beside other files, else
+            `train.rec` in the folder.
         kind: `folder`, `records` or `parquet`. Default: `records` if the destination ends in `.rec`, else `folder`.
         progress: show progress bars.
     Returns:
@@ -75,20 +79,20 @@ def convert(
         identities are compared as numbers, and domains are lost (which is refused unless there are none).
     Raises:
         FileNotFoundError, ValueError: see `open_source`; the destination cannot hold what the source does.
-        FileExistsError: there is something at the destination.
+        FileExistsError: there is something at the destination, or it cannot be replaced.
         OSError: it could not be written; what is complete is kept for the next call.
     """
-    target = Path(destination)
-    kind = kind or ("records" if target.suffix.lower() == ".rec" else "folder")
-    if kind not in KINDS:
-        raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}")
-    folder = target.parent if kind == "records" and target.suffix.lower() == ".rec" else target
-    file = target.name if folder != target else "train.rec"
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{shown(folder)}: is not empty; name a new folder")
+    kind = kind_of(destination, kind)
+    target = Path(os.path.realpath(destination))  # "." has no name, and a link to a folder cannot be replaced by one
+    is_file = kind == "records" and target.suffix.lower() == ".rec"
+    folder, file = (target.parent, target.name) if is_file else (target, "train.rec")
+    joins = is_file and folder.is_dir()
+    _check_destination(folder, _record_files(target) if joins else None)
 
     faces = open_source(source, metadata=metadata, split=split, domains=None)
-    partial = partial_path(folder)
+    if not isinstance(faces, RecordSource) and target.is_relative_to(Path(source).expanduser().resolve()):
+        raise ValueError(f"{shown(target)}: lies in the source, which would then hold other faces; name another place")
+    partial = partial_path(target if joins else folder)
     _begin(partial, faces, kind, file)
     if kind == "folder":
         _write_folder(partial, faces, progress)
@@ -103,17 +107,51 @@ def convert(
         if kind == "parquet":
             copy: FaceSource = DatasetsSource(shown(partial), load_dataset(str(partial), partial, "train", cache), None)
         else:
-            copy = open_source(partial, domains=None)
+            copy = open_source(partial / file if by_number else partial, domains=None)
         found = contents(copy, by_number, progress, "copy")
         del copy
     if found != wanted:
         raise ValueError(f"{shown(partial)}: the copy holds {found}, the source {wanted}; delete it and convert again")
-    (partial / _PLAN).unlink()
-    if folder.is_dir():
-        folder.rmdir()
-    partial.rename(folder)
-    sync_folder(folder.parent)
+    if joins:
+        for path in _record_files(partial / file):
+            path.rename(folder / path.name)
+        (partial / _PLAN).unlink()
+        partial.rmdir()
+        sync_folder(folder)
+    else:
+        if folder.is_dir():
+            folder.rmdir()
+        partial.rename(folder)
+        (folder / _PLAN).unlink()  # not before: without it the copy would be nobody's
+        sync_folder(folder.parent)
     return found
+
+
+def kind_of(destination: str | os.PathLike[str], kind: str | None) -> str:
+    """The format to write, where None is given by the destination's name."""
+    kind = kind or ("records" if Path(destination).suffix.lower() == ".rec" else "folder")
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}")
+    return kind
+
+
+def _check_destination(folder: Path, files: list[Path] | None) -> None:
+    """Whether a folder can be made or replaced, or take `files` beside what else it holds; before all work."""
+    for path in files or ():
+        if os.path.lexists(path):
+            raise FileExistsError(f"{shown(path)}: exists; name another .rec file, or one in a new folder")
+    if files is not None or not folder.exists():
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise FileExistsError(f"{shown(folder)}: is not empty; name a new folder")
+    if os.path.ismount(folder) or folder.samefile("."):
+        what = "a mount point" if os.path.ismount(folder) else "the working folder"
+        raise FileExistsError(f"{shown(folder)}: is {what}, which cannot be replaced; name a new folder inside it")
+
+
+def _record_files(path: Path) -> list[Path]:
+    """What belongs to a `.rec` file; itself last, as the others are nothing without it."""
+    return [path.with_suffix(".idx"), path.with_name("property"), path]
 
 
 def contents(faces: FaceSource, by_number: bool = False, progress: bool = False, label: str = "") -> Contents:
@@ -140,13 +178,15 @@ def _begin(partial: Path, faces: FaceSource, kind: str, file: str) -> None:
     digest.update(json.dumps([faces.identities, list(faces.domains)]).encode())
     plan = {"source": faces.name, "kind": kind, "file": file, "images": len(faces), "labels": digest.hexdigest()}
     record = partial / _PLAN
-    if partial.exists():
-        found = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
-        if found == plan:
-            return
+    if os.path.lexists(partial):
+        if not record.is_file() and (not partial.is_dir() or any(partial.iterdir())):
+            raise FileExistsError(f"{shown(partial)}: is in the way, and of no conversion; move or remove it")
+        with suppress(FileNotFoundError, ValueError):  # none yet, or cut off when it was written
+            if json.loads(record.read_text(encoding="utf-8")) == plan:
+                return
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
-    write_text_atomically(record, json.dumps(plan))
+    write_text(record, json.dumps(plan))  # under no other name, by which it would not be known again
 
 
 def _domain(faces: FaceSource, index: int) -> str:
@@ -155,12 +195,10 @@ def _domain(faces: FaceSource, index: int) -> str:
 
 
 def _suffix(image: bytes, name: str) -> str:
-    for signature, suffix in _SIGNATURES.items():
-        if image.startswith(signature):
-            return suffix
-    if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
-        return ".webp"
-    raise ValueError(f"{name}: is no image file; mend or remove it (`adaptface inspect` lists all such files)")
+    kind = starts_like(image)
+    if kind is None:
+        raise ValueError(f"{name}: is no image file; mend or remove it (`adaptface inspect` lists all such files)")
+    return _SUFFIXES[kind]
 
 
 def _by_identity(faces: FaceSource) -> Iterator[tuple[int, int, int]]:
@@ -173,10 +211,16 @@ def _by_identity(faces: FaceSource) -> Iterator[tuple[int, int, int]]:
 
 
 def _write_folder(folder: Path, faces: FaceSource, progress: bool) -> None:
+    folded: dict[str, str] = {}
     for name in faces.identities:
-        if name.startswith(".") or set(name) & set('/\\:*?"<>|\0') or len(name.encode()) > 200 or name != name.strip():
+        if not _can_name_a_folder(name):
             raise ValueError(
                 f"{faces.name}: the identity '{shown(name)}' cannot name a folder; convert to parquet instead"
+            )
+        if (other := folded.setdefault(name.casefold(), name)) != name:
+            raise ValueError(
+                f"{faces.name}: the identities '{shown(other)}' and '{shown(name)}' differ by case only and would be "
+                "one folder on other systems; rename one, or convert to parquet instead"
             )
     rows = []
     bar = tqdm(total=len(faces), desc="write", unit="img", disable=not progress)
@@ -188,13 +232,22 @@ def _write_folder(folder: Path, faces: FaceSource, progress: bool) -> None:
             file.parent.mkdir(exist_ok=True)
         if not file.is_file() or file.stat().st_size != len(image):  # else it was written before
             file.write_bytes(image)
-        rows.append((f"{identity}/{file.name}", identity, _domain(faces, index)))
+        rows.append((f"{identity}/{file.name}", _domain(faces, index)))
         bar.update()
     bar.close()
-    if any(domain for *_, domain in rows):
-        with (folder / "metadata.csv").open("w", encoding="utf-8", newline="") as stream:
+    if any(domain for _, domain in rows):
+        with (folder / "metadata.csv").open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
             writer = csv.writer(stream, lineterminator="\n")
-            writer.writerows([("file", "identity", "domain"), *rows])
+            writer.writerows([("file", "domain"), *rows])
+
+
+def _can_name_a_folder(name: str) -> bool:
+    """Whether this system can hold a folder of this name, and a reader of image folders finds it."""
+    refused = set('/\\:*?"<>|\0' if os.name == "nt" else "/\\\0")
+    trimmed = name.rstrip(". ") if os.name == "nt" else name
+    return (
+        bool(name) and trimmed == name and name[0] != "." and not refused & set(name) and len(os.fsencode(name)) < 256
+    )
 
 
 def _write_records(path: Path, faces: FaceSource, progress: bool) -> None:
@@ -237,30 +290,53 @@ def _image_size(faces: FaceSource) -> tuple[int, int]:
 
 
 def _write_parquet(folder: Path, faces: FaceSource, progress: bool) -> None:
-    from datasets import Dataset, Features, Image, Value
+    """Shards as `datasets` writes them, but a row group at a time: memory holds no more than one."""
+    from datasets import Features, Image, Value
+    from pyarrow.parquet import ParquetWriter, read_metadata
 
     columns = {"image": Image(), "identity": Value("string"), "domain": Value("string")}
     if not (faces.domain_labels != UNLABELLED).any():
         del columns["domain"]
-    shards = -(-len(faces) // SHARD_IMAGES)
+    for name in (*faces.identities, *faces.domains):
+        if any("\ud800" <= char <= "\udfff" for char in name):  # bytes of a file name
+            raise ValueError(
+                f"{faces.name}: the name '{shown(name)}' is not UTF-8, as parquet needs it; rename it first"
+            )
+    schema = Features(columns).arrow_schema
     bar = tqdm(total=len(faces), desc="write", unit="img", disable=not progress)
-    order = [index for _, _, index in _by_identity(faces)]
-    for number in range(shards):
-        mine = order[number * SHARD_IMAGES : (number + 1) * SHARD_IMAGES]
-        file = folder / f"train-{number:05d}-of-{shards:05d}.parquet"
-        if not file.is_file():
-            rows: dict[str, list[Any]] = {name: [] for name in columns}
-            for index in mine:
-                image = faces.encoded(index)
-                name = f"{index:08d}{_suffix(image, faces.where(index))}"
-                rows["image"].append({"bytes": image, "path": name})
-                rows["identity"].append(faces.identities[faces.labels[index]])
-                if "domain" in rows:
-                    rows["domain"].append(_domain(faces, index) or None)
-                bar.update()
-            partial = partial_path(file)
-            Dataset.from_dict(rows, features=Features(columns)).to_parquet(partial)
-            partial.rename(file)
+    order = [index for *_, index in _by_identity(faces)]
+    done = number = 0
+    while done < len(order):
+        file = folder / f"train-{number:05d}.parquet"  # how many there will be is not known before the last
+        rows = size = 0
+        if file.is_file():  # written before
+            rows = read_metadata(file).num_rows
+            bar.update(rows)
         else:
-            bar.update(len(mine))
+            with replacing(file) as partial, ParquetWriter(partial, schema) as writer:
+                while (rest := order[done + rows : done + SHARD_IMAGES]) and size < SHARD_BYTES:
+                    group = _row_group(faces, rest, schema)
+                    writer.write_table(group)
+                    rows, size = rows + len(group), size + group.nbytes
+                    bar.update(len(group))
+        done += rows
+        number += 1
     bar.close()
+
+
+def _row_group(faces: FaceSource, indices: list[int], schema: Any) -> Any:
+    """The first of the images as a table, as many as make up a row group."""
+    import pyarrow as pa
+
+    rows: dict[str, list[Any]] = {name: [] for name in schema.names}
+    size = 0
+    for index in indices:
+        image = faces.encoded(index)
+        name = f"{index:08d}{_suffix(image, faces.where(index))}"
+        rows["image"].append({"bytes": image, "path": name})
+        rows["identity"].append(faces.identities[faces.labels[index]])
+        if "domain" in rows:
+            rows["domain"].append(_domain(faces, index) or None)
+        if (size := size + len(image)) >= GROUP_BYTES:
+            break
+    return pa.table(rows, schema=schema)

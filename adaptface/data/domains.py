@@ -32,6 +32,7 @@ from scipy import ndimage
 from adaptface.data.base import DomainNumbers, FaceSource, problems, shown
 from adaptface.data.lists import column_names, read_csv, relative_name
 from adaptface.data.parallel import map_images
+from adaptface.data.records import RecordSource
 from adaptface.files import partial_path, replacing, sync_folder
 
 MEASUREMENTS = ("luminance", "imbalance", "sharpness", "yaw", "age")
@@ -340,8 +341,8 @@ def read_sidecar(path: Path, source: FaceSource, columns: Sequence[str]) -> dict
     for at, where, row in _matched(path, source, columns, strangers):
         listed[at] = True
         identity = source.identities[source.labels[at]]
-        if (other := str(row.get("identity", identity))) != identity:
-            others.append(f"{where}: '{shown(row['file'])}' is of '{identity}', not of '{shown(other)}'")
+        if shown(other := str(row.get("identity", identity))) != shown(identity):
+            others.append(f"{where}: '{shown(row['file'])}' is of '{shown(identity)}', not of '{shown(other)}'")
         for column in columns:
             found[column][at] = row[column]
     missing = [f"'{shown(source.key(at))}' has no row" for at in np.flatnonzero(~listed).tolist()]
@@ -367,6 +368,21 @@ def relabel(source: FaceSource, path: Path, domains: Sequence[str] | None) -> No
     names = read_sidecar(path, source, ["domain"])["domain"]
     labels = [numbers.number(f"{shown(path)}, '{shown(source.key(at))}'", name) for at, name in enumerate(names)]
     source.domain_labels, source.domains = np.array(labels, np.int64), tuple(numbers.names)
+
+
+def check_place(source: FaceSource, path: str | os.PathLike[str], sidecar: Path) -> None:
+    """That a sidecar does not change what `open_source(path)` finds: a folder with a parquet file is a data set.
+
+    Raises:
+        ValueError: `sidecar` is a parquet file inside the source.
+    """
+    folder = Path(path).expanduser()
+    inside = folder.is_dir() and sidecar.resolve().is_relative_to(folder.resolve())
+    if inside and sidecar.suffix.lower() == ".parquet" and not isinstance(source, RecordSource):
+        raise ValueError(
+            f"{shown(sidecar)}: lies in the source, and {source.name} would be a parquet data set from then on; "
+            "write it elsewhere, or as a .csv"
+        )
 
 
 def label_faces(
@@ -455,7 +471,7 @@ def _begin(source: FaceSource, path: Path) -> dict[str, np.ndarray]:
     """Columns of the sidecar, as far as an earlier one has them."""
     columns: dict[str, np.ndarray] = {
         "file": np.array([source.key(index) for index in range(len(source))], object),
-        "identity": np.array(source.identities, object)[source.labels],
+        "identity": np.array([_in_a_line(name) for name in source.identities], object)[source.labels],
         "domain": np.full(len(source), "", object),
         **{name: np.full(len(source), np.nan) for name in MEASUREMENTS},
         "estimator": np.full(len(source), "", object),
@@ -468,6 +484,11 @@ def _begin(source: FaceSource, path: Path) -> dict[str, np.ndarray]:
     return columns
 
 
+def _in_a_line(name: str) -> str:
+    """A name without the line breaks that a CSV may hold in file names only."""
+    return name.replace("\n", r"\n").replace("\r", r"\r")
+
+
 def _write(path: Path, columns: Mapping[str, np.ndarray], as_parquet: bool) -> None:
     if as_parquet:
         import pyarrow as pa
@@ -476,7 +497,7 @@ def _write(path: Path, columns: Mapping[str, np.ndarray], as_parquet: bool) -> N
         try:
             table = pa.table({name: pa.array(columns[name], from_pandas=True) for name in COLUMNS})  # NaN: null
         except UnicodeEncodeError as error:
-            raise ValueError(f"{error.object!r}: parquet holds no file name that is not UTF-8; write a .csv") from error
+            raise ValueError(f"{error.object!r}: parquet holds no name that is not UTF-8; write a .csv") from error
         write_table(table, path)
         return
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:

@@ -33,6 +33,17 @@ def picture_format(content: bytes, name: str) -> tuple[str, str]:
         raise
 
 
+def starts_like(content: bytes) -> str | None:
+    """PIL's name of the format whose mark an image file bears, None if it bears none of those that are opened.
+
+    These are the marks that PIL itself goes by. Whether the rest of the file is whole is not looked at.
+    """
+    Image.init()
+    head = content[:16].ljust(16, b"\0")  # some look at the second byte before they count
+    accepts = {name: Image.OPEN[name][1] for name in FORMATS}
+    return next((name for name, accept in accepts.items() if accept and accept(head) is True), None)
+
+
 @cache
 def _processor() -> AdaptFaceImageProcessor:
     return AdaptFaceImageProcessor()

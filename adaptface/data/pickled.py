@@ -6,15 +6,18 @@ can neither import nor call anything.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import mmap
 import pickletools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
 
+from adaptface.data.base import check_content
 from adaptface.data.pairs import PairImages, PairSet, pair_set
 from adaptface.data.synthetic import PARAMETERS_FILE
 
@@ -35,7 +38,8 @@ def load_bin(path: Path) -> PairSet:
         if not isinstance(label, int) or label not in (0, 1):
             raise ValueError(f"{path}: label {number} is {_kind(label)}, not true or false")
 
-    index: dict[bytes, int] = {}  # digest of each distinct image
+    digests: dict[int, bytes] = {}  # of each object: the memo lets a small file name a large one again and again
+    index: dict[bytes, int] = {}  # of each distinct image, by digest
     items: list[bytes] = []
     names: list[str] = []
     indices = []
@@ -43,7 +47,9 @@ def load_bin(path: Path) -> PairSet:
         content = image.data if isinstance(image, _Array) and image.dtype == np.uint8 else image
         if not isinstance(content, bytes) or not content:
             raise ValueError(f"{path}: image {number} of pair {number // 2} is {_kind(image)}, not an encoded image")
-        digest = hashlib.sha256(content).digest()
+        if id(content) not in digests:
+            digests[id(content)] = hashlib.sha256(content).digest()
+        digest = digests[id(content)]
         if digest not in index:
             index[digest] = len(items)
             items.append(content)
@@ -106,37 +112,38 @@ _BYTE_ORDERS: dict[str | bytes, str] = {"|": "|", "<": "<", ">": ">", b"|": "|",
 
 _VALUES = {  # opcodes that push their argument
     "INT", "BININT", "BININT1", "BININT2", "LONG1",
-    "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
+    "STRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
     "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
 }  # fmt: skip
-_PY2_STRINGS = {"STRING", "BINSTRING", "SHORT_BINSTRING"}  # bytes, which pickletools shows as latin-1 text
+_PY2_STRINGS = {"BINSTRING", "SHORT_BINSTRING"}  # bytes, which pickletools shows as latin-1 text
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _PUTS = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
 _GETS = {"GET", "BINGET", "LONG_BINGET"}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 _MAX_OPCODES = 5_000_000  # far beyond any benchmark; bounds what a file of one-byte opcodes can allocate
 
 
 def _read_pickle(path: Path) -> Any:
     """Interpret a pickle made of bytes, text, booleans, whole numbers, numpy's too, flat arrays, lists and tuples.
 
-    `pickletools.genops` splits the file into opcodes, each argument checked against the bytes that are left. Memory is
-    bounded by the file's size: nothing is sized by a number in the file, and the memo is a dict.
+    `pickletools` reads the opcodes' arguments, each checked against the bytes that are left. Memory is bounded by the
+    file's size: nothing is sized by a number in the file, and the memo is a dict.
 
     Raises:
         ValueError: anything else, naming the file and the offset.
     """
     if not path.stat().st_size:
         raise ValueError(f"{path}: is empty")
+    check_content(path)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         machine = _PickleMachine(budget=len(data))
         position = 0
         try:
-            for number, (opcode, argument, offset) in enumerate(pickletools.genops(cast(IO[bytes], data))):
-                position = offset or 0
+            for number, (name, argument) in enumerate(_opcodes(cast(IO[bytes], data))):
                 if number == _MAX_OPCODES:
                     raise ValueError(f"more than {_MAX_OPCODES} opcodes")
-                if machine.step(opcode.name, argument):
+                if machine.step(name, argument):
                     return machine.result
                 position = data.tell()
         except (ValueError, IndexError, KeyError, TypeError, RecursionError) as error:
@@ -144,7 +151,30 @@ def _read_pickle(path: Path) -> Any:
             raise ValueError(
                 f"{path}: not an insightface benchmark, at offset {position} of {len(data)}: {detail}"
             ) from error
-    raise AssertionError("genops ends with STOP or an error")
+    raise AssertionError("a pickle ends with STOP or an error")
+
+
+def _opcodes(data: IO[bytes]) -> Iterator[tuple[str, Any]]:
+    """Name and argument of each opcode.
+
+    `pickletools.genops` would do, but it wants ASCII in STRING, which is what Python 2 wrote binary images as.
+    """
+    while code := data.read(1):
+        opcode = _OPCODES.get(code.decode("latin-1"))
+        if opcode is None:
+            raise ValueError(f"byte {code!r} is no opcode")
+        if opcode.name == "STRING":
+            yield opcode.name, _python2_string(data.readline())
+        else:
+            yield opcode.name, opcode.arg and opcode.arg.reader(data)
+    raise ValueError("ends before the pickle does")
+
+
+def _python2_string(line: bytes) -> bytes:
+    """The bytes that a line of Python 2's `repr` of a `str` stands for."""
+    if len(line) < 3 or line[:1] not in (b"'", b'"') or line[-2:] != line[:1] + b"\n":
+        raise ValueError("a string without its quotes")
+    return codecs.escape_decode(line[1:-2])[0]
 
 
 class _PickleMachine:

@@ -10,6 +10,7 @@ index); insightface `recognition/arcface_torch/dataset.py` (`MXFaceDataset`: hea
 
 import mmap
 import os
+import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from adaptface.data.base import UNLABELLED, FaceSource, shown
+from adaptface.data.base import UNLABELLED, FaceSource, check_content, shown
 
 MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
@@ -25,8 +26,10 @@ _LENGTH_BITS = 29  # the three bits above them say which part of a record a fram
 WHOLE, FIRST, MIDDLE, LAST = range(4)
 _FRAME = struct.Struct("<II")  # magic, cflag << 29 | length of the payload
 _HEADER = struct.Struct("<IfQQ")  # flag, label, id, id2
-_MAX_LABEL = 2**24  # float32 holds every whole number up to here; beyond, identities would run together
+_EXACT = 2**24  # float32 holds every whole number up to here; labels beyond would run together
 _CHUNK = 1 << 16  # records whose headers are read at once
+_BLOCK, _LINE = 1 << 20, 64  # bytes of an index read at once, and more than a line of it has
+_NO_ENTRY = re.compile(rb"^(?!(?:[0-9]{1,18}\t[0-9]{1,18})?[ \r]*$).{1,40}", re.MULTILINE)  # start of a wrong line
 
 
 class Header(NamedTuple):
@@ -82,6 +85,7 @@ class RecordFile:
         for file in (self.path, self.index_path):
             if not file.is_file():
                 raise FileNotFoundError(f"{shown(file)}: no such file; a .rec is read with its .idx beside it")
+            check_content(file)
         keys, offsets = _read_index(self.index_path)
         order = np.argsort(keys, kind="stable")
         self.keys, self._offsets = keys[order], offsets[order]
@@ -128,7 +132,7 @@ class RecordFile:
         """
         flags, labels = np.zeros(len(self), np.int64), np.zeros(len(self), np.float32)
         images, data = np.zeros(len(self), np.int64), np.frombuffer(self._bytes, np.uint8)
-        whole = np.setdiff1d(np.arange(len(self)), list(self._parts))
+        whole = np.setdiff1d(np.arange(len(self)), list(self._parts), assume_unique=True)
         for chunk in np.array_split(whole, max(1, len(self) // _CHUNK)):
             starts, lengths = self._offsets[chunk] + _FRAME.size, self._lengths[chunk]
             if (short := np.flatnonzero(lengths < _HEADER.size)).size:
@@ -163,6 +167,11 @@ class RecordFile:
                 f"{index}: key {self.keys[at]} is said to lie at byte {self._offsets[at]}, where no record of {name} "
                 f"({size} bytes) can start; the two files do not belong together, or {name} is cut off"
             )
+        by_offset = np.argsort(self._offsets, kind="stable")
+        starts = self._offsets[by_offset]
+        if (shared := np.flatnonzero(np.diff(starts) == 0)).size:
+            first, second = self.keys[by_offset[shared[0] : shared[0] + 2]]
+            raise ValueError(f"{index}: the keys {first} and {second} both lie at byte {starts[shared[0]]}")
         lengths, kinds = np.zeros(len(self), np.int64), np.zeros(len(self), np.int64)
         for chunk in np.array_split(np.arange(len(self)), max(1, len(self) // _CHUNK)):
             fields = data[self._offsets[chunk][:, None] + np.arange(_FRAME.size)].view("<u4").astype(np.int64)
@@ -178,14 +187,15 @@ class RecordFile:
             raise ValueError(f"{self.where(past[0])}: runs to byte {ends[past[0]]}, past the end at {size}; cut off")
         if (odd := np.flatnonzero((kinds != WHOLE) & (kinds != FIRST))).size:
             raise ValueError(f"{self.where(odd[0])}: is the middle of a record (part {kinds[odd[0]]}), not its start")
-        parts = {int(at): self._follow_parts(int(at)) for at in np.flatnonzero(kinds == FIRST)}
-        for at, pieces in parts.items():
-            ends[at] = sum(pieces[-1])
-        by_offset = np.argsort(self._offsets)
-        starts, ends = self._offsets[by_offset], (ends[by_offset] + 3) // 4 * 4
-        borders = np.concatenate([[0], ends]), np.concatenate([starts, [max(size, ends[-1])]])
-        if (gap := np.flatnonzero(borders[0] != borders[1])).size:
-            here, there = borders[0][gap[0]], borders[1][gap[0]]
+        borders, parts = np.append(starts[1:], size), {}
+        for place in np.flatnonzero(kinds[by_offset] == FIRST).tolist():
+            at = by_offset.item(place)
+            parts[at] = self._follow_parts(at, borders.item(place))
+            ends[at] = sum(parts[at][-1])
+        ends = (ends[by_offset] + 3) // 4 * 4
+        here, there = np.append(0, ends), np.append(starts, max(size, ends[-1]))
+        if (gap := np.flatnonzero(here != there)).size:
+            here, there = here[gap[0]], there[gap[0]]
             what = "lie in no record of" if here < there else "lie in two records of"
             raise ValueError(
                 f"{name}: bytes {min(here, there)} to {max(here, there)} {what} {index}; the index is incomplete or "
@@ -193,21 +203,25 @@ class RecordFile:
             )
         return lengths, parts
 
-    def _follow_parts(self, position: int) -> list[tuple[int, int]]:
-        """`(start, length)` of each part of a record that was cut where its payload held the magic number."""
+    def _follow_parts(self, position: int, border: int) -> list[tuple[int, int]]:
+        """`(start, length)` of each part of a record that was cut where its payload held the magic number.
+
+        None is sought from `border` on, where the next record starts or the file ends: the whole file is read once.
+        """
         at = self._offsets.item(position)
+        next_is = "the file ends" if border == len(self._bytes) else "the next record starts"
         parts: list[tuple[int, int]] = []
         while True:
-            if at + _FRAME.size > len(self._bytes):
-                raise ValueError(f"{self.where(position)}: its last part is missing; the file ends at byte {at}")
+            if at + _FRAME.size > border:
+                raise ValueError(f"{self.where(position)}: its last part is missing; {next_is} at byte {at}")
             magic, word = _FRAME.unpack_from(self._bytes, at)
             kind, length = _kind_and_length(word)
             if magic != MAGIC or kind not in ((MIDDLE, LAST) if parts else (FIRST,)):
                 raise ValueError(f"{self.where(position)}: the part expected at byte {at} is none; damaged or cut off")
             start = at + _FRAME.size
-            if start + length > len(self._bytes):
+            if start + length > border:
                 raise ValueError(
-                    f"{self.where(position)}: its part at byte {at} runs past the end of the file; cut off"
+                    f"{self.where(position)}: its part at byte {at} runs past byte {border}, where {next_is}; damaged"
                 )
             parts.append((start, length))
             if kind == LAST:
@@ -222,23 +236,22 @@ def _kind_and_length(word: Any) -> tuple[Any, Any]:
 
 def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Keys and byte offsets of an index, each of shape `(N,)`; names the line that is none."""
-    lines = path.read_bytes().splitlines()
-    while lines and not lines[-1].strip():
-        lines.pop()
-    if not lines:
+    blocks, before = [np.zeros(0, np.int64)], 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK) + file.readline(_LINE):  # to the end of a line, unless that is too long
+            if wrong := _NO_ENTRY.search(block):
+                line = 1 + before + block.count(b"\n", 0, wrong.start())
+                start = wrong[0].decode("utf-8", "backslashreplace")
+                raise ValueError(
+                    f"{shown(path)}, line {line}: expected a key, a tab and a byte offset, found {start!r}"
+                )
+            before += block.count(b"\n")
+            if block.strip():
+                blocks.append(np.fromstring(block, np.int64, sep=" "))
+    numbers = np.concatenate(blocks)
+    if not numbers.size:
         raise ValueError(f"{shown(path)}: is empty; fetch it again")
-    try:
-        pairs = np.array([line.split(b"\t") for line in lines]).astype(np.int64)
-        if pairs.ndim == 2 and pairs.shape[1] == 2 and (pairs >= 0).all():
-            return pairs[:, 0], pairs[:, 1]
-    except (ValueError, OverflowError):  # lines of different lengths, text, numbers beyond 64 bits
-        pass
-    for number, line in enumerate(lines, start=1):
-        words = line.split(b"\t")
-        if len(words) != 2 or not all(word.strip().isdigit() and len(word) < 19 for word in words):
-            start = line[:40].decode("utf-8", "backslashreplace")
-            raise ValueError(f"{shown(path)}, line {number}: expected a key, a tab and a byte offset, found {start!r}")
-    raise ValueError(f"{shown(path)}: is no index of keys and byte offsets")
+    return numbers[::2], numbers[1::2]
 
 
 # --- faces --------------------------------------------------------------------------------------------------
@@ -265,7 +278,8 @@ class RecordSource(FaceSource):
 
     Where record 0 is a header (several labels, no image), its first label N + 1 says that the records 1 .. N are the
     images; those after them are ranges of identities, which must agree with the images' own labels. Otherwise every
-    record is an image. The label of an image is the first one in its header.
+    record is an image. The label of an image is the first one in its header. Of more than 16.7 million images these
+    numbers are known only as float32 rounds them, and the images end where the first range is.
 
     Args:
         path: the `.rec` file.
@@ -281,7 +295,7 @@ class RecordSource(FaceSource):
         positions = np.arange(len(records))
         ranges = positions[:0]
         if records.keys[0] == 0 and flags[0] > 0 and images[0] == 0:
-            positions, ranges = self._images_and_ranges()
+            positions, ranges = self._images_and_ranges((flags > 0) & (images == 0))
         mine = labels[positions]
         whole = np.isfinite(mine) & (mine >= 0) & (mine == np.floor(mine))
         if not whole.all():
@@ -289,11 +303,11 @@ class RecordSource(FaceSource):
             raise ValueError(
                 f"{records.where(positions[at])}: label {mine[at]:g} is no identity; labels are whole numbers from 0"
             )
-        if mine.max() >= _MAX_LABEL:
+        if mine.max() >= _EXACT:
             at = int(mine.argmax())
             raise ValueError(
                 f"{records.where(positions[at])}: label {mine[at]:.0f} is too large; float32, in which this format "
-                f"keeps labels, tells identities apart only below {_MAX_LABEL:,}"
+                f"keeps labels, tells identities apart only below {_EXACT:,}"
             )
         self._positions = positions
         codes = mine.astype(np.int64)
@@ -302,37 +316,50 @@ class RecordSource(FaceSource):
         unlabelled = np.full(len(positions), UNLABELLED)
         super().__init__(shown(path), _Numbers(int(codes.max()) + 1), codes, unlabelled, domains or ())
 
-    def _images_and_ranges(self) -> tuple[np.ndarray, np.ndarray]:
-        """Positions of the images and of the identity ranges, by the header record."""
+    def _images_and_ranges(self, is_range: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of the images and of the identity ranges, by the header record.
+
+        Args:
+            is_range (`np.ndarray` of shape `(N,)`): whether a record looks like a range: several labels, no image.
+        """
         records = self._records
         first, *rest = unpack(records[0])[0].labels  # N + 1 and, where it is there, N + 1 + C
-        last, total = (int(label) if np.isfinite(label) else 0 for label in (first - 1, *(rest[:1] or [len(records)])))
-        if not 1 <= last < total or not np.array_equal(records.keys, np.arange(total)):
+        end, total = (int(label) if np.isfinite(label) else 0 for label in (first, *(rest[:1] or [len(records)])))
+        if 1 < end < total + 1 and abs(total - len(records)) <= _rounding(total):
+            total = len(records)
+            near = np.arange(max(2, end - _rounding(end)), min(end + _rounding(end), total - 1) + 1)
+            end = near[np.argmax(is_range[near])].item() if is_range[near].any() else min(end, total)
+        if not 1 < end <= total or not np.array_equal(records.keys, np.arange(total)):
             missing = np.setdiff1d(np.arange(min(max(total, 1), len(records) + 10**6)), records.keys)
             lost = f"; {len(missing)} of these keys are missing, the first is {missing[0]}" if missing.size else ""
             raise ValueError(
-                f"{records.where(0)}: announces the images 1 to {last} and {total} records in all, but "
+                f"{records.where(0)}: announces the images 1 to {end - 1} and {total} records in all, but "
                 f"{shown(records.index_path)} lists {len(records)} records, 0 to {records.keys[-1]}{lost}"
             )
-        return np.arange(1, last + 1), np.arange(last + 1, total)
+        return np.arange(1, end), np.arange(end, total)
 
     def _check_ranges(self, ranges: np.ndarray, codes: np.ndarray) -> None:
-        """Every range `[first, end)` of keys holds the images of one identity, and together they hold all."""
+        """Every range `[first, end)` of keys holds the images of one identity, and together they hold all.
+
+        A border that float32 may have rounded lies within some images; those count to either side of it.
+        """
         records, covered = self._records, np.zeros(len(codes), bool)
         for position in ranges.tolist():
             header, image = unpack(records[position])
             if image or len(header.labels) < 2:
                 raise ValueError(f"{records.where(position)}: comes after the images, but is no range of an identity")
             first, end = header.labels[:2]
-            if not 1 <= first <= end <= len(codes) + 1:
-                raise ValueError(f"{records.where(position)}: its range {first:g} to {end:g} is none of the images")
-            mine = slice(int(first) - 1, int(end) - 1)  # the first image has the key 1
-            if len(np.unique(codes[mine])) > 1:
+            if not 1 <= first <= end <= len(codes) + 1 + _rounding(end):
+                raise ValueError(f"{records.where(position)}: its range {first:.0f} to {end:.0f} is none of the images")
+            start, stop = int(first) - 1, int(end) - 1  # the first image has the key 1
+            before, after = _rounding(first), _rounding(end)
+            mine = codes[start + before : max(start + before, stop - after)]
+            if mine.size and np.ptp(mine):
                 raise ValueError(
-                    f"{records.where(position)}: its range {first:g} to {end:g} holds images of several identities; "
-                    "the record file is damaged or was put together wrongly"
+                    f"{records.where(position)}: its range {first:.0f} to {end:.0f} holds images of several "
+                    "identities; the record file is damaged or was put together wrongly"
                 )
-            covered[mine] = True
+            covered[start - before : stop + after] = True
         if ranges.size and not covered.all():
             raise ValueError(f"{self.where(int(np.argmin(covered)))}: is an image of no identity's range")
 
@@ -346,6 +373,11 @@ class RecordSource(FaceSource):
 
     def key(self, index: int) -> str:
         return str(self._records.keys.item(self._positions.item(index)))
+
+
+def _rounding(number: float) -> int:
+    """How far a whole number of float32 may be from the one that was meant."""
+    return 0 if not number >= _EXACT or np.isinf(number) else int(np.spacing(np.float32(number))) // 2
 
 
 class _Numbers(Sequence[str]):

@@ -30,6 +30,7 @@ from adaptface.data.base import (
     UNLABELLED,
     DomainNumbers,
     LabelledFaces,
+    check_content,
     shown,
 )
 from adaptface.data.tables import (
@@ -40,6 +41,7 @@ from adaptface.data.tables import (
     image_file,
     is_dataset_folder,
     opening,
+    parquet_files,
 )
 from adaptface.schedule import EpochBatches
 
@@ -92,7 +94,7 @@ class StreamSource(LabelledFaces):
                 f"all is read; write the set again after `dataset.class_encode_column('{self._identity}')`, or read "
                 "it whole, with stream: false"
             )
-        self.identities = [shown(identity) for identity in feature.names]
+        self.identities = list(feature.names)
         self._labels = {identity: label for label, identity in enumerate(feature.names)}
         if len(self.identities) < 2:
             raise ValueError(f"{name}: column '{self._identity}' names {len(self.identities)} identities; give two")
@@ -161,7 +163,7 @@ class StreamSource(LabelledFaces):
 
     def fingerprint(self) -> str:
         """See `LabelledFaces`; of labels and images only the first are seen."""
-        digest = hashlib.sha256("\n".join([str(len(self)), *self.identities]).encode("utf-8"))
+        digest = hashlib.sha256("\n".join([str(len(self)), *self.identities]).encode("utf-8", "surrogatepass"))
         for row in self._first:
             digest.update(f"{row.label} {row.domain}\n".encode())
             with suppress(OSError):
@@ -246,6 +248,8 @@ def open_stream(
                 f"{name}: is neither parquet nor a Hub dataset, and cannot be streamed; drop stream: it is read where "
                 "it lies, image by image"
             )
+        for file in parquet_files(local):
+            check_content(file)
     with opening(text, local) as hub_id:
         if hub_id:
             builder = datasets.load_dataset_builder(hub_id)

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adaptface.data.base import DOMAIN_COLUMN, UNLABELLED, DomainNumbers, FaceSource, label_fault, natural, shown
+from adaptface.data.base import (
+    DOMAIN_COLUMN,
+    UNLABELLED,
+    DomainNumbers,
+    FaceSource,
+    check_content,
+    label_fault,
+    natural,
+    shown,
+)
 from adaptface.data.lists import IDENTITY_COLUMNS
 
 if TYPE_CHECKING:
@@ -56,13 +65,21 @@ class DatasetsSource(FaceSource):
         return str(index)
 
 
+def _parts(folder: Path) -> list[Path]:
+    return [part for part in (folder, folder / "data", folder / "train") if part.is_dir()]
+
+
 def is_dataset_folder(folder: Path) -> bool:
     """Whether `datasets` must read this folder: saved with save_to_disk, parquet, or metadata that is no CSV."""
-    parts = [part for part in (folder, folder / "data", folder / "train") if part.is_dir()]
     marks = ("metadata.jsonl", "metadata.parquet", *SAVED_MARKS)
-    return any((part / mark).is_file() for part in parts for mark in marks) or any(
-        any(part.glob("*.parquet")) for part in parts
-    )
+    return any((part / mark).is_file() for part in _parts(folder) for mark in marks) or bool(parquet_files(folder))
+
+
+def parquet_files(local: Path) -> list[Path]:
+    """The parquet files that a path is or holds, where data sets have them."""
+    if local.is_file():
+        return [local] if local.suffix.lower() == ".parquet" else []
+    return sorted(file for part in _parts(local) for file in part.glob("*.parquet") if file.is_file())
 
 
 def load_dataset(text: str, local: Path, split: str | None, cache_dir: str | None = None) -> "Dataset":
@@ -72,6 +89,8 @@ def load_dataset(text: str, local: Path, split: str | None, cache_dir: str | Non
     """
     import datasets
 
+    for file in parquet_files(local):
+        check_content(file)
     with opening(text, local) as hub_id:
         if hub_id:
             split = split or _default_split(datasets.get_dataset_split_names(hub_id))
