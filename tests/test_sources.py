@@ -151,17 +151,19 @@ def link(target: Path, path: Path) -> None:
         pytest.skip("links cannot be made here")
 
 
-def test_folders_may_be_deep(tmp_path: Path) -> None:
+def test_folders_may_be_deep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_faces(tmp_path / "faces", ["a/1.png", "b/1.png"])
-    deep, held = os.getcwd(), root / "b"
-    os.chdir(held)
+    monkeypatch.chdir(root / "b")
+    depth = 1200  # deeper than Python's calls, so that pytest could not remove them
+    for _ in range(depth):
+        os.mkdir("d")
+        os.chdir("d")
     try:
-        for _ in range(1200):  # deeper than Python's calls
-            os.mkdir("d")
-            os.chdir("d")
+        assert len(open_source(root)) == 2
     finally:
-        os.chdir(deep)
-    assert len(open_source(root)) == 2
+        for _ in range(depth):
+            os.chdir("..")
+            os.rmdir("d")
 
 
 @pytest.mark.parametrize("form", ["txt", "csv", "metadata", "parquet", "text parquet"])
