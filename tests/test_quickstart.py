@@ -13,7 +13,7 @@ import dev
 def test_quickstart_learns_and_ends_with_a_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The faces are hard enough that the untrained base is below 75 %, and the trained model is well above it."""
     run = tmp_path / "run"
-    monkeypatch.setattr(dev, "PYTHON", Path(sys.executable))
+    monkeypatch.setattr(dev, "python_of", lambda environment: Path(sys.executable))
     monkeypatch.setattr(dev, "RUN", str(run))
     dev.quickstart()
     results = json.loads((run / "results" / "results.json").read_text(encoding="utf-8"))["results"]
