@@ -558,6 +558,7 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
 
         Raises:
             ValueError: the base is pinned by no digest, as a random one is: what is saved could not be loaded again.
+                Or `state_dict` holds tensors under other names, among which weights of the base could hide.
                 With `push_to_hub=True` also what [`~AdaptFaceModel.push_to_hub`] refuses.
         """
         if self.config.adaptation != "full" and self.config.backbone_sha256 is None:
@@ -569,6 +570,11 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
             self._require_publishable()
         state = kwargs.pop("state_dict", None)
         state = self.state_dict() if state is None else state
+        if unknown := set(state) - set(self.state_dict()):
+            raise ValueError(
+                f"state_dict: {listed(unknown)}: no tensors of this model; give its own state dict, without the prefix "
+                "of a wrapper"
+            )
         if self.config.adaptation != "full":
             state = {key: value for key, value in state.items() if not key.startswith("backbone.")}
         super().save_pretrained(save_directory, state_dict=state, **kwargs)

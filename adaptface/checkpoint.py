@@ -250,16 +250,19 @@ def remove_run(run_folder: Path) -> None:
     for name in ("log.jsonl", SETTINGS):
         (run_folder / name).unlink(missing_ok=True)
     results, release = run_folder / "results", run_folder / "release"
-    if all(map(_OF_EVALUATION.fullmatch, _files(results))) and not results.is_symlink():
+    if all(map(_OF_EVALUATION.fullmatch, files_below(results))) and not results.is_symlink():
         _remove(results)
     if release.is_dir() and not release.is_symlink() and not strangers_in_release(release):
         _remove(release)
 
 
 def strangers_in_release(folder: Path) -> list[str]:
-    """Why a folder is no release that may be deleted: its files that belong in none; empty for a release."""
-    if strangers := not_of_a_release(_files(folder)):
+    """Why a folder is no release that may be deleted: files that belong in none, or lack; empty for a release."""
+    files = files_below(folder)
+    if strangers := not_of_a_release(files):
         return strangers
+    if lacking := sorted(RELEASE_FILES - files):  # a model folder, say
+        return [f"no {name}" for name in lacking]
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -267,7 +270,7 @@ def strangers_in_release(folder: Path) -> list[str]:
     return [] if kind == AdaptFaceConfig.model_type else ["config.json of another model"]
 
 
-def _files(folder: Path) -> set[str]:
+def files_below(folder: Path) -> set[str]:
     """Paths of all files below a folder, relative to it; links count as files."""
     paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     return {path.relative_to(folder).as_posix() for path in paths}

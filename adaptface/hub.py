@@ -22,7 +22,7 @@ from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, RevisionN
 from huggingface_hub.hf_api import RepoFile
 
 from adaptface.card import is_local
-from adaptface.checkpoint import not_of_a_release
+from adaptface.checkpoint import files_below, not_of_a_release
 from adaptface.release import ReleaseError, check_release
 from configuration_adaptface import AdaptFaceConfig
 
@@ -87,7 +87,7 @@ def push_release(
     """
     check_release(folder, allow_full=allow_full)
     tag = tag_of(version)
-    local = {path.relative_to(folder).as_posix(): _fingerprint(path) for path in folder.rglob("*") if path.is_file()}
+    local = {name: _fingerprint(folder / name) for name in files_below(folder)}
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     base = None if config.get("adaptation") == "full" else config["backbone"]
     if base and is_local(base):

@@ -31,11 +31,11 @@ import torch
 import yaml
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from adaptface import __version__
 from adaptface.card import TEMPLATE, build_card, is_local, is_of, training_data
-from adaptface.checkpoint import RELEASE_FILES, RELEASE_PLOTS, not_of_a_release, strangers_in_release
+from adaptface.checkpoint import RELEASE_FILES, RELEASE_PLOTS, files_below, not_of_a_release, strangers_in_release
 from adaptface.export import export_peft
 from adaptface.files import without_folders
 from adaptface.plots import domain_usage, draw_domain_usage
@@ -125,6 +125,8 @@ def stage_release(
     scores = without_folders(_read_results(results)) if results else None
     run = _read_settings(settings) if settings else None
 
+    if repo_id:
+        _require_pinned(AdaptFaceConfig.from_pretrained(model_dir), model_dir)
     model = AdaptFaceModel.from_pretrained(model_dir)
     if model.config.adaptation == "full" and not allow_full:
         raise ReleaseError(
@@ -184,6 +186,16 @@ def stage_release(
         return Staged(verify_release(folder, model_dir), cosine)
 
 
+def _require_pinned(config: AdaptFaceConfig, model_dir: Path) -> None:
+    """Refuse a base of the Hub without a commit."""
+    is_pinned = re.fullmatch("[0-9a-f]{40}", str(config.backbone_revision))
+    if config.adaptation != "full" and not is_local(config.backbone) and not is_pinned:
+        raise ReleaseError(
+            f"{model_dir}: its base {config.backbone} is at revision {config.backbone_revision!r}, which may be another "
+            f"one tomorrow; set backbone_revision in {model_dir / 'config.json'} to the commit it was trained on"
+        )
+
+
 def _round_weights(model: AdaptFaceModel, dtype: torch.dtype) -> None:
     """Give the weights that a release holds the values that this precision leaves of them."""
     released = model.state_dict()
@@ -207,7 +219,12 @@ def _save(model: AdaptFaceModel, folder: Path, dtype: torch.dtype, metadata: dic
     model.save_pretrained(folder, state_dict=state, max_shard_size="1TB")
     file = folder / "model.safetensors"
     mode = file.stat().st_mode
-    save_file(load_file(file), file, metadata={"format": "pt", **metadata})
+    content = save(load_file(file), metadata={"format": "pt", **metadata})
+    size = int.from_bytes(content[:8], "little")
+    # safetensors orders the metadata by chance: the same run shall give the same release
+    header = json.dumps(json.loads(content[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    file.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + size :])
     file.chmod(mode)
 
 
@@ -250,8 +267,10 @@ def check_release(folder: Path, *, allow_full: bool = False, run_folder: Path | 
             path that may stay is a local base in config.json: the release, which its card calls a development release,
             is loaded by it.
     """
-    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    files = files_below(folder)
     faults = [f"{name} must not be in a release" for name in not_of_a_release(files)]
+    if links := [f"{name} is a link; a release holds files" for name in sorted(files) if (folder / name).is_symlink()]:
+        raise ReleaseError(f"{folder} is no release: " + "; ".join(links[:10]))  # nothing is opened that they lead to
     faults += [f"{name} is missing" for name in sorted(RELEASE_FILES - files)]
     if "model.safetensors" in files:
         faults += _faults_of_weights(folder, allow_full)

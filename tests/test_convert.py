@@ -221,6 +221,9 @@ def test_what_a_rename_cannot_replace_is_refused_first(
     monkeypatch.setattr("os.path.ismount", lambda path: Path(path).name == "disk")
     with pytest.raises(FileExistsError, match=r"disk: is a mount point, which cannot be .* a new folder inside it"):
         convert(folder, tmp_path / "disk", progress=False)
+    (tmp_path / "link.rec").symlink_to("elsewhere.rec")
+    with pytest.raises(FileExistsError, match=r"link\.rec"):
+        convert(folder, tmp_path / "link.rec", progress=False)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     for name in (".", tmp_path / "here"):

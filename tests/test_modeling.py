@@ -415,6 +415,19 @@ def test_saved_and_loaded_bit_for_bit_without_the_base(
         assert torch.equal(loaded(images()).features, tiny_model(images()).features)
 
 
+def test_no_weight_of_the_base_is_saved_under_another_name(tiny_model: AdaptFaceModel, tmp_path: Path) -> None:
+    own = tiny_model.state_dict()
+    for state in (
+        {f"_orig_mod.{name}": tensor for name, tensor in own.items()},
+        {f"module.{name}": tensor for name, tensor in own.items()},
+        tiny_model.backbone.state_dict(),
+        own | {"head.weight": torch.zeros(2, 2)},
+    ):
+        with pytest.raises(ValueError, match="no tensors of this model; give its own state dict"):
+            tiny_model.save_pretrained(tmp_path, state_dict=state)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_sharded_and_full_models_load(tiny_model: AdaptFaceModel, tiny_backbone_dir: Path, tmp_path: Path) -> None:
     tiny_model.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1

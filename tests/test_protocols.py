@@ -242,6 +242,19 @@ def test_cfp_cut_off(cfp: Path) -> None:
         load_pairs(cfp / "FP")
 
 
+def test_folders_that_systems_leave_do_not_count(rfw: Path, cfp: Path) -> None:
+    for place in (rfw / "data", rfw / "txts", cfp / "FP"):
+        for name in (".ipynb_checkpoints", "__MACOSX"):
+            (place / name).mkdir()
+    (rfw / "data" / "Indian").mkdir()  # empty
+    assert len(load_pairs(rfw)) == 80 and len(load_pairs(cfp / "FP")) == 40
+
+
+def test_an_image_folder_of_another_benchmark_is_left_alone(rfw: Path, cfp: Path, lfw: Path) -> None:
+    for path in (rfw, cfp / "FP"):
+        assert all(Path(where).is_file() for where in load_pairs(path, lfw.parent).images.names)
+
+
 def test_one_race_of_rfw(rfw: Path) -> None:
     pairs = load_pairs(rfw / "txts" / "Asian" / "Asian_pairs.txt", rfw / "data" / "Asian")
     assert pairs.name == "Asian_pairs" and len(pairs) == 40 and pairs.group is None

@@ -267,6 +267,30 @@ class TestStaging:
         assert {name: (out / name).read_bytes() for name in _files(out)} == before
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
+    def test_a_model_folder_is_not_replaced(self, run: Path, tmp_path: Path) -> None:
+        other = Path(shutil.copytree(run / "best", tmp_path / "other"))
+        with pytest.raises(FileExistsError, match=r"no release \(no LICENSE, no README.md, no requirements.txt\)"):
+            stage_release(run / "best", None, other)
+        assert (other / "model.safetensors").read_bytes() == (run / "best" / "model.safetensors").read_bytes()
+
+    def test_staging_twice_gives_the_same_bytes(self, run: Path, tmp_path: Path) -> None:
+        for name in ("one", "two", "three"):
+            stage_release(run / "best", None, tmp_path / name / "release", settings=run / "settings.yaml")
+        first, *others = (
+            {name: (tmp_path / place / "release" / name).read_bytes() for name in _files(tmp_path / place / "release")}
+            for place in ("one", "two", "three")
+        )
+        assert all(other == first for other in others)
+
+    @pytest.mark.parametrize("revision", [None, "main"])
+    def test_a_base_that_is_not_pinned_is_refused(self, run: Path, tmp_path: Path, revision: str | None) -> None:
+        best = Path(shutil.copytree(run / "best", tmp_path / "best"))
+        config = json.loads((best / "config.json").read_text(encoding="utf-8"))
+        config |= {"backbone": "user/base", "backbone_revision": revision}
+        (best / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        with pytest.raises(ReleaseError, match=f"base user/base is at revision {revision!r}, which may be another one"):
+            stage_release(best, None, tmp_path / "out", repo_id="user/faces")
+
     def test_a_folder_of_other_files_is_refused(self, run: Path, tmp_path: Path) -> None:
         (tmp_path / "thesis.txt").write_text("", encoding="utf-8")
         with pytest.raises(FileExistsError, match="no release"):
@@ -455,6 +479,15 @@ def test_the_list_of_files_and_tensors(released: Path, tmp_path: Path) -> None:
                   "plots/roc.png has 4,000,001 bytes", "adapter_config.json must not",
                   "model.safetensors holds 16,667 numbers"):  # fmt: skip
         assert words in str(error.value)
+
+
+def test_a_link_is_not_followed(released: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(released, tmp_path / "copy"))
+    (tmp_path / "secret.txt").write_text("secret", encoding="utf-8")
+    (copy / "plots" / "roc.png").unlink()
+    (copy / "plots" / "roc.png").symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(ReleaseError, match=r"plots/roc.png is a link; a release holds files"):
+        check_release(copy)
 
 
 def test_a_base_under_other_names_is_too_large(released: Path, tmp_path: Path) -> None:

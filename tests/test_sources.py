@@ -171,7 +171,7 @@ def test_folders_may_be_deep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ("labels", "message"),
     [
         (["3", "-1", "4"], "label -1 is no whole number from 0 on"),
-        (["3", "4", "1" * 19], "label 1111111111111111111 is too large, a number has at most 18 digits"),
+        (["3", "4", str(2**64)], "label 18446744073709551616 is too large for a number of 64 bits"),
         (["3", "nan", "4"], "label nan is no whole number"),
         (["03", "4", "3"], "label 3 is the same number as 03; write it in one way"),
     ],
@@ -196,8 +196,22 @@ def test_labels_that_are_numbers_must_be_good_ones(tmp_path: Path, form: str, la
 
 def test_numbers_among_names_are_names(tmp_path: Path) -> None:
     root = write_faces(tmp_path / "faces", ["0.png", "1.png", "2.png"])
-    (root / "x.txt").write_text("0.png -1\n1.png Nan\n2.png Ann\n")
-    assert open_source(root / "x.txt").identities == ["-1", "Ann", "Nan"]
+    (root / "x.txt").write_text("0.png 007\n1.png Nan\n2.png Ann\n")
+    assert open_source(root / "x.txt").identities == ["007", "Ann", "Nan"]
+    (root / "x.txt").write_text("0.png Ann\n1.png -1\n2.png Ann\n")
+    with pytest.raises(ValueError, match=r"x\.txt, line 2: label -1 is no whole number"):
+        open_source(root / "x.txt")
+    (root / "x.txt").write_text(f"0.png {2**64 - 1}\n1.png 1\n2.png 1\n")
+    assert open_source(root / "x.txt").identities == ["1", str(2**64 - 1)]
+
+
+def test_a_field_may_hold_a_line_break(tmp_path: Path) -> None:
+    root = write_faces(tmp_path / "faces", ["0.png", "1.png", "2.png"])
+    (root / "x.csv").write_text('file,identity,note\n0.png,"A\nB","two\nlines, a comma"\n1.png,b,\n2.png,b,\n')
+    assert len(open_source(root / "x.csv").identities) == 2
+    (root / "x.csv").write_text('file,identity,note\n0.png,a,"one\n1.png,b,\n2.png,c,two"\n')
+    with pytest.raises(ValueError, match=r"x\.csv, line 2: a quote is open to line 4"):
+        open_source(root / "x.csv")
 
 
 def test_links(tmp_path: Path) -> None:

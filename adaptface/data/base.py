@@ -23,8 +23,9 @@ DOMAIN_COLUMN = "domain"
 FINGERPRINT_IMAGES = 32
 _SHOWN = 20  # problems listed in one message; the rest is counted
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.0*)?|nan", re.IGNORECASE)
+_NEGATIVE = re.compile(r"-[0-9]+(\.0*)?")
 _BREAK = re.compile(r"[\r\n]")
-_DIGITS = 18  # of a label that is a number: fits into 64 bits
+_LARGEST = 2**64 - 1  # of labels that are numbers
 
 
 class LabelledFaces(ABC):
@@ -254,16 +255,13 @@ def missing_files(items: list[str]) -> str:
     return f"{problems(items)}; all of them: {file.name}"
 
 
-def csv_rows(
-    stream: TextIO, files: Sequence[str], **options: Any
-) -> tuple[list[str], Iterator[tuple[int, dict[str, str] | str]]]:
+def csv_rows(stream: TextIO, **options: Any) -> tuple[list[str], Iterator[tuple[int, dict[str, str] | str]]]:
     """A CSV's header, and the line number of each row with its fields or with what is wrong with it.
 
-    A quote that is left open swallows the lines up to the next one, so a row is one line. Only a file's name may hold
-    line breaks: where it is a swallowed line, no such file will be found.
+    A quote that is left open swallows the lines up to the next one. A field may hold line breaks, but no line with as
+    many commas as a row has.
 
     Args:
-        files: names of the columns of files, in small letters.
         options: of `csv.DictReader`.
     Raises:
         csv.Error: a column is named twice; and while rows are read, the file is no CSV.
@@ -279,7 +277,7 @@ def csv_rows(
             line, before = before + 1, reader.line_num
             if None in row or None in row.values():
                 yield reader.line_num, f"expected {len(header)} fields, as in the header"
-            elif any(_BREAK.search(cell) for name, cell in row.items() if name.strip().lower() not in files):
+            elif any(part.count(",") >= len(header) - 1 for cell in row.values() for part in _BREAK.split(cell)[1:]):
                 yield line, f"a quote is open to line {reader.line_num}; close it, or write two for one"
             else:
                 yield reader.line_num, row
@@ -288,22 +286,23 @@ def csv_rows(
 
 
 def label_fault(labels: Sequence[str]) -> tuple[int, str] | None:
-    """The first of some labels that is wrong, and what is, if all look like numbers; names are not judged.
+    """The first of some labels that is wrong, and what is; names are not judged, numbers where all are numbers.
 
     -1 and NaN stand for people who are not known, and would be one person in training.
     """
+    unknown = "is no whole number from 0 on; give each person one, or leave the image out"
+    negative = next((place for place, label in enumerate(labels) if _NEGATIVE.fullmatch(label)), None)
+    if negative is not None:
+        return negative, f"label {labels[negative]} {unknown}"
     if not all(_NUMBER.fullmatch(label) for label in labels):
         return None
     first: dict[int, str] = {}
     for place, label in enumerate(labels):
         digits = re.sub(r"\.0*$", "", label)
         if not digits.isdecimal():
-            return (
-                place,
-                f"label {label} is no whole number from 0 on; give each person one, or leave the image out",
-            )
-        if len(digits.lstrip("0")) > _DIGITS:
-            return place, f"label {label} is too large, a number has at most {_DIGITS} digits"
+            return place, f"label {label} {unknown}"
+        if len(digits.lstrip("0")) > 20 or int(digits) > _LARGEST:
+            return place, f"label {label} is too large for a number of 64 bits"
         if (other := first.setdefault(int(digits), label)) != label:
             return place, f"label {label} is the same number as {other}; write it in one way"
     return None

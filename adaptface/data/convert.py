@@ -83,8 +83,10 @@ def convert(
         OSError: it could not be written; what is complete is kept for the next call.
     """
     kind = kind_of(destination, kind)
-    target = Path(os.path.realpath(destination))  # "." has no name, and a link to a folder cannot be replaced by one
+    target = Path(os.path.abspath(destination))  # "." has no name
     is_file = kind == "records" and target.suffix.lower() == ".rec"
+    # A link to a folder cannot be replaced by one; beside a link to a .rec its index would not be found.
+    target = Path(os.path.realpath(target.parent)) / target.name if is_file else Path(os.path.realpath(target))
     folder, file = (target.parent, target.name) if is_file else (target, "train.rec")
     joins = is_file and folder.is_dir()
     _check_destination(folder, _record_files(target) if joins else None)

@@ -153,7 +153,7 @@ def read_csv(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         line = 1
         try:
-            header, rows = csv_rows(stream, FILE_COLUMNS)
+            header, rows = csv_rows(stream)
             columns = column_names(f"{shown(path)}, line 1", header)
             for line, row in rows:
                 if isinstance(row, str):

@@ -66,7 +66,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
                 elif words:
                     yield number, f"{len(words)} words instead of `image_a image_b 1|0`"
             return
-        header, rows = csv_rows(file, ("image_a", "image_b", "p1", "p2"), skipinitialspace=True)
+        header, rows = csv_rows(file, skipinitialspace=True)
         is_bfw = {*_BFW, "att1", "att2"} <= set(header)
         if is_bfw:
             header = [_BFW.get(name, name) for name in header]

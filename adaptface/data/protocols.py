@@ -74,14 +74,15 @@ def load_rfw(path: Path, images: Path | None) -> PairSet:
     """
     pairs: list[tuple[_Image, _Image]] = []
     same, folds, groups = [], [], []
-    races = {place.name for place in (path / "txts").iterdir() if place.is_dir()}
-    crops = images or path / "data"
-    for race in sorted(place.name for place in crops.iterdir() if place.is_dir()) if crops.is_dir() else ():
-        if race not in races:
+    races = _subfolders(path / "txts")
+    crops = path / "data"
+    if images is not None and any((images / race).is_dir() for race in races):  # else it is of another benchmark
+        crops = images
+    for race in _subfolders(crops):
+        if race not in races and any((crops / race).iterdir()):
             raise FileNotFoundError(f"{crops / race} has no lists in {path / 'txts'}; unpack the data set again")
-    for folder in (path / "txts" / race for race in sorted(races)):
-        race = folder.name
-        if not (file := folder / f"{race}_pairs.txt").is_file():
+    for race in races:
+        if not (file := path / "txts" / race / f"{race}_pairs.txt").is_file():
             raise FileNotFoundError(f"{file}: this list of RFW is missing; unpack the data set again")
         of_race, labels, numbers = _lfw_pairs(file)
         _require_whole(file, labels, numbers)
@@ -91,6 +92,14 @@ def load_rfw(path: Path, images: Path | None) -> PairSet:
         groups += [race] * len(of_race)
     fields = {"group": groups, "name": "rfw"}
     return _set_of_people(path, [crops], pairs, np.concatenate(same), np.concatenate(folds), **fields)
+
+
+def _subfolders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, but for those that systems leave there."""
+    if not folder.is_dir():
+        return []
+    names = sorted(place.name for place in folder.iterdir() if place.is_dir())
+    return [name for name in names if not name.startswith(".") and name != "__MACOSX"]
 
 
 def _require_whole(path: Path, same: Any, folds: Any) -> None:
@@ -195,17 +204,17 @@ def load_cfp(path: Path, images: Path | None) -> PairSet:
     names: list[tuple[str, str]] = []
     same: list[bool] = []
     folds: list[int] = []
-    for number, fold in enumerate(sorted(place for place in path.iterdir() if place.is_dir())):
+    for number, fold in enumerate(_subfolders(path)):
         for file, genuine in (("same.txt", True), ("diff.txt", False)):
-            for pair in _cfp_pairs(fold / file, lists):
+            for pair in _cfp_pairs(path / fold / file, lists):
                 names.append(pair)
                 same.append(genuine)
                 folds.append(number)
     _require_whole(path, same, folds)
-    folder = images or protocol.parent / "Data" / "Images"
+    folders = [*([images] if images else []), protocol.parent / "Data" / "Images"]  # where the first image is
     people = [(a.partition("/")[0], b.partition("/")[0]) for a, b in names]  # 001/frontal/01.jpg
     fields = {"same": same, "folds": folds, "identity": people, "name": f"cfp_{kind.lower()}"}
-    return pairs_of_files(path, [folder], names, **fields)
+    return pairs_of_files(path, folders, names, **fields)
 
 
 def _cfp_list(path: Path) -> list[str]:
