@@ -191,8 +191,8 @@ def _require_pinned(config: AdaptFaceConfig, model_dir: Path) -> None:
     is_pinned = re.fullmatch("[0-9a-f]{40}", str(config.backbone_revision))
     if config.adaptation != "full" and not is_local(config.backbone) and not is_pinned:
         raise ReleaseError(
-            f"{model_dir}: its base {config.backbone} is at revision {config.backbone_revision!r}, which may be another "
-            f"one tomorrow; set backbone_revision in {model_dir / 'config.json'} to the commit it was trained on"
+            f"{model_dir}: its base {config.backbone} is at revision {config.backbone_revision!r}, maybe another "
+            f"base tomorrow; set backbone_revision in {model_dir / 'config.json'} to the commit it was trained on"
         )
 
 
