@@ -288,7 +288,9 @@ class TestStaging:
         config = json.loads((best / "config.json").read_text(encoding="utf-8"))
         config |= {"backbone": "user/base", "backbone_revision": revision}
         (best / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        with pytest.raises(ReleaseError, match=f"base user/base is at revision {revision!r}, maybe another base tomorrow"):
+        with pytest.raises(
+            ReleaseError, match=f"base user/base is at revision {revision!r}, maybe another base tomorrow"
+        ):
             stage_release(best, None, tmp_path / "out", repo_id="user/faces")
 
     def test_a_folder_of_other_files_is_refused(self, run: Path, tmp_path: Path) -> None:
