@@ -147,10 +147,18 @@ def export_peft(model: AdaptFaceModel, folder: Path, domain_mix: Mix = None, dty
     if len({name.lower() for name in domains}) < len(domains):
         raise ValueError(f"domains {', '.join(domains)}: some differ only in their case; rename them in config.json")
     with new_folder(folder) as staged:
-        _write_adapter(staged, *peft_adapter(model, domain_mix, dtype))
-        for k, name in enumerate(domains):
-            alone = [float(k == other) for other in range(len(domains))]
-            _write_adapter(staged / "experts" / name, *peft_adapter(model, alone, dtype))
+        for place, (settings, tensors) in peft_adapters(model, domain_mix, dtype):
+            _write_adapter(staged / place, settings, tensors)
+
+
+def peft_adapters(
+    model: AdaptFaceModel, domain_mix: Mix = None, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, tuple[dict[str, Any], dict[str, torch.Tensor]]]]:
+    """What [`export_peft`] writes: folder, and config and tensors of the adapter in it."""
+    yield "", peft_adapter(model, domain_mix, dtype)
+    domains = model.config.domains if model.config.num_domains > 1 else []
+    for name in domains:
+        yield f"experts/{name}", peft_adapter(model, [float(name == other) for other in domains], dtype)
 
 
 def export_backbone(

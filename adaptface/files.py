@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +64,11 @@ def new_folder(path: Path) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
+# An absolute path within a text: of POSIX with two parts at least, of Windows, or a file's address.
+_PART = r"[^\s\\/'\"`()<>|,;]+"
+_PATH = re.compile(rf"(?:file:/+|(?<![\w.:/<~-])/|(?<!\w)[A-Za-z]:[\\/]|\\\\)(?:{_PART}[\\/])+({_PART})")
+
+
 def without_folders(content: Any) -> Any:
     """JSON content with each absolute path, of any system, cut to its last part: folders tell who worked where."""
     if isinstance(content, dict):
@@ -75,7 +81,7 @@ def without_folders(content: Any) -> Any:
     for kind in (PurePosixPath, PureWindowsPath):
         if kind(path).is_absolute():
             return f"{option}{equals}{kind(path).name}"
-    return content
+    return _PATH.sub(r"\1", content)
 
 
 def partial_path(path: Path) -> Path:

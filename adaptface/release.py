@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import keyword
-import math
 import os
 import re
 import shutil
@@ -30,13 +29,14 @@ import numpy as np
 import torch
 import yaml
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from safetensors import safe_open
+from PIL import Image
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from adaptface import __version__
 from adaptface.card import TEMPLATE, build_card, is_local, is_of, training_data
 from adaptface.checkpoint import RELEASE_FILES, RELEASE_PLOTS, files_below, not_of_a_release, strangers_in_release
-from adaptface.export import export_peft
+from adaptface.export import export_peft, peft_adapters
 from adaptface.files import without_folders
 from adaptface.plots import domain_usage, draw_domain_usage
 from adaptface.tracking import read_log
@@ -48,11 +48,13 @@ ROOT = Path(__file__).resolve().parents[1]
 SHIPPED_REQUIREMENTS = ("numpy", "pillow", "safetensors", "torch", "transformers")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 MIN_COSINE = 0.999  # of an embedding before and after the weights are rounded
-TENSOR_PREFIXES = ("adapters.", "patch_adapter.", "router.", "projection.", "backbone.")
 HEADER_BYTES = 100_000  # of a safetensors file, at most
 OTHER_BYTES = 4_000_000  # of any other file
 REMARKS = ("Using a slow image processor as",)  # of transformers 4 on any processor that is not "fast"
-_TOKEN = re.compile(r"\b(?:(?:hf|gh[pousr]|github_pat)_\w{20,}|sk-[\w-]{20,}|AKIA[0-9A-Z]{16})")
+_TOKEN = re.compile(
+    r"(?<![a-z])(?:(?:hf|api_org|gh[pousr]|github_pat|glpat)_[\w.-]{20,}|(?:sk|xox[a-z])-[\w-]{20,}|AKIA[0-9A-Z]{16}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY)"
+)
 
 # What the card reads of a row of results.json.
 _ROW: dict[str, type | tuple[type, ...]] = {
@@ -281,7 +283,12 @@ def check_release(folder: Path, *, allow_full: bool = False, run_folder: Path | 
     ]
     private = [Path(os.path.expanduser("~")), *([run_folder.resolve()] if run_folder else [])]
     for name in sorted(files):
-        for text in _texts(folder / name):
+        try:
+            texts = _texts(folder / name)
+        except (SafetensorError, OSError, ValueError) as error:
+            faults.append(f"{name} cannot be read ({error})")
+            continue
+        for text in texts:
             tokens = _TOKEN.findall(text)
             faults += [f"{name} holds a token, {token[:6]}...; take it out, and revoke it" for token in tokens]
             is_path = without_folders(text) != text or any(_holds(text, path) for path in private)
@@ -295,8 +302,13 @@ def _texts(file: Path) -> list[str]:
     """What can be read in a file of a release, but for a base in config.json that is needed there."""
     if file.suffix == ".safetensors":
         with safe_open(file, framework="np") as tensors:
-            return list((tensors.metadata() or {}).values())
+            return [*tensors.keys(), *(tensors.metadata() or {}), *(tensors.metadata() or {}).values()]
     if file.suffix == ".png":
+        with Image.open(file) as picture:
+            said = getattr(picture, "text", {})
+            drawn = said.keys() == {"Software"} and said["Software"].startswith("Matplotlib")
+            if picture.format != "PNG" or not drawn:
+                raise ValueError("no picture of eval_benchmarks.py; evaluate again")
         return []
     if file.suffix != ".json":
         return file.read_text(encoding="utf-8").splitlines()
@@ -307,33 +319,50 @@ def _texts(file: Path) -> list[str]:
 
 
 def _faults_of_weights(folder: Path, allow_full: bool) -> list[str]:
-    """What is wrong with the tensors of a release, by their names and by the size of the files."""
-    faults = []
+    """What is wrong with the weights of a release: every tensor must be one that the model has, also in `peft/`."""
     file = folder / "model.safetensors"
-    with safe_open(file, framework="np") as tensors:
-        sizes = {name: math.prod(tensors.get_slice(name).get_shape()) for name in sorted(tensors.keys())}
-    for name in sizes:
-        if not name.startswith(TENSOR_PREFIXES):
-            faults.append(f"tensor {name} is no part of the model; identity heads stay in the checkpoints")
-        elif name.startswith("backbone.") and not allow_full:
-            faults.append(f"tensor {name} belongs to the base")
-    if (folder / "config.json").is_file():
+    try:
         config = AdaptFaceConfig.from_pretrained(folder)
-        with torch.device("meta"):
-            wanted = AdaptFaceModel(config, defer_backbone=True).state_dict()
-        numbers = sum(tensor.numel() for tensor in wanted.values())
-        held, size = sum(sizes.values()), file.stat().st_size
-        if held > numbers or size > 4 * numbers + HEADER_BYTES:
-            faults.append(f"model.safetensors holds {held:,} numbers in {size:,} bytes, the model has {numbers:,}")
-        elif adapters := sorted(folder.glob("peft/**/*.safetensors")):
-            # A thrice for q, k and v, all of it under the names of two versions of transformers, and twice as wide
-            # where a mix is not even.
-            faults += [
-                f"{adapter.relative_to(folder).as_posix()} has {adapter.stat().st_size:,} bytes, too many for the model"
-                for adapter in adapters
-                if adapter.stat().st_size > 6 * size + HEADER_BYTES
-            ]
-    return faults
+        tensors = load_file(file)
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
+        return [f"config.json or model.safetensors cannot be read ({error})"]
+    model = AdaptFaceModel(config, defer_backbone=True)
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items() if not name.startswith("backbone.")}
+    faults = []
+    for name, tensor in sorted(tensors.items()):
+        if name.startswith("backbone."):
+            if config.adaptation != "full" or not allow_full:
+                faults.append(f"tensor {name} belongs to the base")
+        elif name not in wanted:
+            faults.append(f"tensor {name} is no part of the model; identity heads stay in the checkpoints")
+        elif tensor.shape != wanted[name] or tensor.dtype not in DTYPES.values() or not tensor.isfinite().all():
+            faults.append(f"tensor {name} is not of the model's shape, bfloat16 or float32, and finite")
+    faults += [f"tensor {name} is missing" for name in sorted(wanted.keys() - tensors.keys())]
+    if file.stat().st_size > sum(tensor.nbytes for tensor in tensors.values()) + HEADER_BYTES:
+        faults.append("model.safetensors holds more than its tensors")
+    if faults or config.adaptation != "lora":
+        return faults
+    model.load_state_dict(tensors)
+    return _faults_of_peft(folder / "peft", model)
+
+
+def _faults_of_peft(folder: Path, model: AdaptFaceModel) -> list[str]:
+    """Where `peft/` is anything but the export of a release's own adapters."""
+    faults = []
+    files = files_below(folder)
+    for place, (settings, tensors) in peft_adapters(model):
+        config_file, weights = (folder / place / name for name in ("adapter_config.json", "adapter_model.safetensors"))
+        files -= {path.relative_to(folder).as_posix() for path in (config_file, weights)}
+        try:
+            held = load_file(weights)
+            same = json.loads(config_file.read_text(encoding="utf-8")) == json.loads(json.dumps(settings))
+        except (SafetensorError, OSError, ValueError) as error:
+            faults.append(f"peft/{place} holds no adapter that can be read ({error})")
+            continue
+        same &= held.keys() == tensors.keys() and all(torch.equal(held[name], tensors[name]) for name in tensors)
+        if not same or weights.stat().st_size > sum(tensor.nbytes for tensor in held.values()) + HEADER_BYTES:
+            faults.append(f"peft/{place} is not the adapter of this model; stage the release again")
+    return faults + [f"peft/{name} must not be in a release" for name in sorted(files)]
 
 
 def verify_release(folder: Path, model_dir: Path, *, tolerance: float = 1e-5) -> float:
