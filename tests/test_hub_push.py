@@ -235,8 +235,13 @@ def test_pushes_at_the_same_time_are_not_mixed(world: World, repo: str, pushed: 
 
 def _with_base(release: Path, out: Path, **config: object) -> Path:
     folder = Path(shutil.copytree(release, out / "other-base"))
-    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    (folder / "config.json").write_text(json.dumps(content | config), encoding="utf-8")
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8")) | config
+    (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    backbone = Path(str(content["backbone"]))
+    base = {"base_model_name_or_path": backbone.name if backbone.is_absolute() else content["backbone"]}
+    base["revision"] = content["backbone_revision"]
+    for file in folder.glob("peft/**/adapter_config.json"):
+        file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | base), encoding="utf-8")
     return folder
 
 
