@@ -19,7 +19,10 @@ TEMPLATE = Path(__file__).resolve().parents[1] / "model_card" / "template.md"
 NOT_MEASURED, NOT_STATED = "not measured", "not stated"
 CODE_LICENSE = "apache-2.0"
 SYNTHETIC = "synthetic"  # `train_data` of the settings, `data` of a result
-_PLACEHOLDER = re.compile(r"\{\{|\}\}|\{%|\[More Information|\bTODO\b|\bNone\b|\bnan\b")
+_PLACEHOLDER = re.compile(
+    r"\{\{|\}\}|\{%|\[More Information|\b(?:TODO|TBD|FIXME|XXX|nan)\b|\bNone\b(?!-)"
+    r"|lorem ipsum|placeholder|<your|\byour-"
+)
 _LICENSE_ID = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*(\+\+)?")  # such as cc-by-nc-4.0, openrail++
 _PLOTS = {
     "roc.png": "ROC", "det.png": "DET", "scores.png": "Similarities of genuine and impostor pairs",
@@ -128,10 +131,17 @@ def build_card(
             licence=_licence(license_id, trained_on),
         )
     )
-    if left := _PLACEHOLDER.search(text):
-        around = text[max(0, left.start() - 40) : left.end() + 40].replace("\n", " ")
-        raise ValueError(f"the model card of {name} has a gap: {left.group()!r} in '...{around}...'")
+    if gap := gap_in(text):
+        raise ValueError(f"the model card of {name} has a gap: {gap}")
     return ModelCard(text)
+
+
+def gap_in(text: str) -> str | None:
+    """The first placeholder in a card, with what is around it."""
+    if not (left := _PLACEHOLDER.search(text)):
+        return None
+    around = text[max(0, left.start() - 40) : left.end() + 40].replace("\n", " ")
+    return f"{left.group()!r} in '...{around}...'"
 
 
 def is_of(row: Mapping[str, Any], weights_sha256: str | None) -> bool:

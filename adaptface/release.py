@@ -28,13 +28,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from adaptface import __version__
-from adaptface.card import TEMPLATE, build_card, is_local, is_of, training_data
+from adaptface.card import TEMPLATE, build_card, gap_in, is_local, is_of, training_data
 from adaptface.checkpoint import RELEASE_FILES, RELEASE_PLOTS, files_below, not_of_a_release, strangers_in_release
 from adaptface.export import export_peft, peft_adapters
 from adaptface.files import without_folders
@@ -281,6 +282,10 @@ def check_release(folder: Path, *, allow_full: bool = False, run_folder: Path | 
         for name in sorted(files)
         if not name.endswith(".safetensors") and (size := (folder / name).stat().st_size) > OTHER_BYTES
     ]
+    if "README.md" in files:
+        faults += _faults_of_card(folder / "README.md")
+    if "results.json" in files:
+        _read_results(folder / "results.json")
     private = [Path(os.path.expanduser("~")), *([run_folder.resolve()] if run_folder else [])]
     for name in sorted(files):
         try:
@@ -296,6 +301,17 @@ def check_release(folder: Path, *, allow_full: bool = False, run_folder: Path | 
                 faults.append(f"{name} holds a path of this machine in {text[:200]!r}; take it out of its source")
     if faults:
         raise ReleaseError(f"{folder} is no release: " + "; ".join(faults[:10]))
+
+
+def _faults_of_card(file: Path) -> list[str]:
+    try:
+        card = ModelCard.load(file)
+    except ValueError as error:
+        return [f"README.md is no model card ({error})"]
+    if card.data.to_dict().get("library_name") != "transformers":
+        return ["README.md is no model card of ours; stage the release again"]
+    gap = gap_in(str(card))
+    return [f"README.md has a gap: {gap}"] if gap else []
 
 
 def _texts(file: Path) -> list[str]:

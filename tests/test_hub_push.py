@@ -211,7 +211,7 @@ def test_a_private_repository_is_for_its_owner(world: World, repo: str) -> None:
 def test_pushes_at_the_same_time_are_not_mixed(world: World, repo: str, pushed: str, newer: Path) -> None:
     """Both saw the same commit; one comes first, the other is refused and pushed on top when it is run again."""
     other = Path(shutil.copytree(newer, newer.with_name("other")))
-    (other / "README.md").write_text("---\nlicense: other\n---\nOther.\n", encoding="utf-8")
+    (other / "README.md").write_text("---\nlibrary_name: transformers\n---\nOther.\n", encoding="utf-8")
     both = {"2.0": newer, "3.0": other}
     barrier = threading.Barrier(2)
     world.hub.meanwhile("POST", f"{repo}/commit/", lambda: barrier.wait(30), times=2)

@@ -493,6 +493,22 @@ def test_the_list_of_files_and_tensors(released: Path, tmp_path: Path) -> None:
         assert words in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("README.md", "", "README.md is no model card"),
+        ("README.md", "---\nlibrary_name: transformers\n---\n[More Information Needed]", "README.md has a gap: "),
+        ("README.md", "---\nlibrary_name: transformers\n---\ntrained on TBD", "README.md has a gap: 'TBD'"),
+        ("results.json", "{}", "results.json is no file of eval_benchmarks.py"),
+    ],
+)
+def test_a_card_and_results_are_read_again(released: Path, tmp_path: Path, name: str, text: str, words: str) -> None:
+    copy = Path(shutil.copytree(released, tmp_path / "copy"))
+    (copy / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ReleaseError, match=words.replace("[", r"\[")):
+        check_release(copy)
+
+
 def test_a_photo_is_no_plot(released: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(released, tmp_path / "copy"))
     face = Image.new("RGB", (112, 112))
