@@ -175,7 +175,7 @@ def test_a_new_version_is_one_more_commit_and_the_old_tag_stays(
     world: World, repo: str, newer: Path, tmp_path: Path
 ) -> None:
     older = Path(shutil.copytree(world.release, tmp_path / "older"))
-    (older / "results.json").write_text("{}", encoding="utf-8")
+    (older / "results.json").write_text('{"results": []}', encoding="utf-8")
     first = world.push(repo, older)["commit"]
     before = len(world.hub.requests)
     second = world.push(repo, newer, version="1.1")
