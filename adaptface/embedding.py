@@ -224,10 +224,7 @@ def feature_blocks(
     cache: _Known | None = None  # of the main process alone: processes may be on machines of their own
     if processes is None or processes.is_main_process:
         of = {**identity, "flip": flip, "device": embedder.device.type}
-        cache = _Known(
-            FeatureCache(cache_dir, of),
-            digests or _digests(images),
-        )
+        cache = _Known(FeatureCache(cache_dir, of), digests or _digests(images))
     known = _from_main(cache.known if cache else None, processes)  # (N,)
     missing = np.flatnonzero(~known)
 

@@ -29,8 +29,8 @@ PROTOCOL = {
     "tar_at_far": "the point of the ROC (intermediate points dropped) whose FAR is nearest; accepted at or above its "
     f"threshold; at least {MIN_FALSE_ACCEPTS} errors",
     "identification": "open set, every probe against each gallery; ties count against the mate. TPIR: mate at rank 1 "
-    "and above the threshold; FPIR: best candidate of a non-mated search above it; threshold interpolated on these; at "
-    f"least {MIN_FALSE_ACCEPTS} errors; mean over the galleries unweighted",
+    "and above the threshold; FPIR: best candidate of a non-mated search above it; the threshold is one of these; at "
+    f"least {MIN_FALSE_ACCEPTS} errors; over the galleries: ranks of all mated searches together, plain mean of TPIRs",
 }
 STORED = PROTOCOL["embedding"].replace("of image and mirror image added raw", "as given")
 

@@ -135,9 +135,8 @@ class FaceSource(LabelledFaces):
             raise ValueError(f"{name}: holds no image")
         if len(self.identities) < 2:
             raise ValueError(
-                f"{name}: all {len(self)} images belong to one identity, '{shown(self.identities[0])}'; "
-                "training "
-                "needs two or more: give the folder that directly holds the identity folders, or check the labels"
+                f"{name}: all {len(self)} images belong to one identity, '{shown(self.identities[0])}'; training needs "
+                "two or more: give the folder that directly holds the identity folders, or check the labels"
             )
 
     def __len__(self) -> int:
