@@ -232,7 +232,7 @@ def draw(report: Mapping[str, Any], source: FaceSource, path: Path, people: int 
     edges = np.arange(min(histogram), max(histogram) + step + 1, step) - 0.5
     axes.hist(list(histogram), bins=edges.tolist(), weights=list(histogram.values()), color="#4477aa")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set(xlabel="images an identity", ylabel="identities", title=f"{report['images']:,} images")
 
     chosen = np.unique(np.linspace(0, len(source.identities) - 1, people).astype(int)).tolist()
