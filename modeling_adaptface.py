@@ -558,6 +558,7 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
 
         Raises:
             ValueError: the base is pinned by no digest, as a random one is: what is saved could not be loaded again.
+                Or `safe_serialization=False` asks for a pickle, which is not read again.
                 Or `state_dict` holds tensors under other names, among which weights of the base could hide.
                 With `push_to_hub=True` also what [`~AdaptFaceModel.push_to_hub`] refuses.
         """
@@ -566,6 +567,8 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
                 "this model's base is random or unknown (config.backbone_sha256 is None), and is not saved; adapters "
                 "are worth nothing without it: build the model with AdaptFaceModel.from_backbone"
             )
+        if kwargs.get("safe_serialization") is False:
+            raise ValueError("safe_serialization=False: only safetensors are read again; leave it out")
         if kwargs.get("push_to_hub"):
             self._require_publishable()
         state = kwargs.pop("state_dict", None)

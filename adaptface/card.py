@@ -23,7 +23,7 @@ _PLACEHOLDER = re.compile(
     r"\{\{|\}\}|\{%|\[More Information|\b(?:TODO|TBD|FIXME|XXX|nan)\b|\bNone\b(?!-)"
     r"|lorem ipsum|placeholder|<your|\byour-"
 )
-_LICENSE_ID = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*(\+\+)?")  # such as cc-by-nc-4.0, openrail++
+LICENSE_ID = re.compile(r"[a-z0-9]+([.+-][a-z0-9]+)*\+*")  # such as cc-by-nc-4.0, openrail++
 _PLOTS = {
     "roc.png": "ROC", "det.png": "DET", "scores.png": "Similarities of genuine and impostor pairs",
     "domains.png": "Accuracy by domain", "domain_usage.png": "Mean weight of each expert over training",
@@ -78,7 +78,7 @@ def build_card(
             left in the text.
     """
     settings = settings or {}
-    if license_id is not None and not _LICENSE_ID.fullmatch(license_id):
+    if license_id is not None and not LICENSE_ID.fullmatch(license_id):
         raise ValueError(
             f"license {license_id!r} is no licence id of the Hub; give one of "
             "https://huggingface.co/docs/hub/repositories-licenses, such as apache-2.0, or other"
@@ -424,7 +424,8 @@ def _number(value: Any, row: Mapping[str, Any]) -> float:
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    """A name of any script as one word of the metadata."""
+    return re.sub(r"[\W_]+", "-", text.lower()).strip("-") or "benchmark"
 
 
 def _cell(value: Any) -> str:

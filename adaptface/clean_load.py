@@ -1,26 +1,78 @@
-"""Load a released model as a stranger would: transformers only, in a process that cannot import this project.
+"""Load a released model as a stranger would: with its declared requirements only, and without this project.
 
-    python -P clean_load.py FOLDER_OR_REPO_ID images.npy embeddings.npz
+    python -P clean_load.py FOLDER images.npy embeddings.npz
 
-Run by path, never imported: `adaptface.release` starts it in a fresh interpreter. It embeds the images (uint8, shape
-`(N, H, W, 3)`) in float32 and writes `pixel_values` and `embeddings`; standard output is one line of JSON with what
-the load had to say (`warnings`, `loading_info`).
+Run by path, never imported: `adaptface.release` starts it in a fresh interpreter. What FOLDER's requirements.txt does
+not name, nor what that requires in turn, is as if it were not installed. It embeds the images (uint8,
+shape `(N, H, W, 3)`) in float32 and writes `pixel_values` and `embeddings`; standard output is one line of JSON with
+what the load had to say (`warnings`, `loading_info`).
 """
 
 import json
 import logging
 import sys
 import warnings
+from collections.abc import Iterable, Iterator
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
 
-PROJECT = ("adaptface", "configuration_adaptface", "modeling_adaptface", "image_processing_adaptface")
+CODE_OF_MODELS = "transformers_modules"  # the package into which transformers copies the code of a model
 
 
-class ProjectBlocker:
-    """Makes `import adaptface` and the flat modules fail, wherever they are installed."""
+def declared_only(requirements: Iterable[str]) -> None:
+    """Hide from this process all that is installed but these packages, what they require, and Python's own.
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        if path is None and name.partition(".")[0] in PROJECT:
-            raise ModuleNotFoundError(f"No module named {name!r}: the release must bring its own code", name=name)
+    Args:
+        requirements: lines of a requirements file, such as "torch>=2.6".
+    """
+    named = _with_their_own(requirements)
+    modules = {CODE_OF_MODELS, *sys.stdlib_module_names}
+    for found in named.values():
+        modules |= {file.parts[0].partition(".")[0] for file in found.files or ()}
+    sys.meta_path[:] = [_Restricted(finder, frozenset(modules), frozenset(named)) for finder in sys.meta_path]
+
+
+def _with_their_own(requirements: Iterable[str]) -> dict[str, Distribution]:
+    """The distributions that are named, and by them in turn, without extras; those not installed are left out."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    found: dict[str, Distribution] = {}
+    open_ = [Requirement(line) for line in requirements if line.strip()]
+    while open_:
+        wanted = open_.pop()
+        name = canonicalize_name(wanted.name)
+        if name in found or (wanted.marker and not wanted.marker.evaluate({"extra": ""})):
+            continue
+        try:
+            found[name] = distribution(name)
+        except PackageNotFoundError:  # its import fails, and says so
+            continue
+        open_ += map(Requirement, found[name].requires or ())
+    return found
+
+
+class _Restricted:
+    """A finder of `sys.meta_path` that finds some top-level modules and distributions only."""
+
+    def __init__(self, finder: Any, modules: frozenset[str], distributions: frozenset[str]) -> None:
+        self._finder, self._modules, self._distributions = finder, modules, distributions
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._finder, name)
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        top = name.partition(".")[0]
+        if top not in self._modules and not top.startswith("_sysconfigdata"):  # Python's own, named after the platform
+            return None
+        return self._finder.find_spec(name, path, target)
+
+    def find_distributions(self, *context: Any) -> Iterator[Distribution]:
+        from packaging.utils import canonicalize_name
+
+        find = getattr(self._finder, "find_distributions", lambda *_: ())
+        return (found for found in find(*context) if canonicalize_name(found.name) in self._distributions)
 
 
 class Collector(logging.Handler):
@@ -35,8 +87,8 @@ class Collector(logging.Handler):
 
 
 def main(name: str, images_file: str, embeddings_file: str) -> None:
-    """Load `name`, embed the images, write the result."""
-    sys.meta_path.insert(0, ProjectBlocker())
+    """Load the folder `name`, embed the images, write the result."""
+    declared_only(Path(name, "requirements.txt").read_text(encoding="utf-8").splitlines())
 
     import numpy as np
     import torch

@@ -16,14 +16,13 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from adaptface.card import is_local
+from adaptface.card import LICENSE_ID, is_local
 from adaptface.files import new_folder, without_folders
 from modeling_adaptface import PATCH_MODULE, AdaptFaceModel, DomainLoRA, block_modules, target_shapes
 
 Mix = Sequence[float] | torch.Tensor | None
 
-_LICENCE_ID = re.compile(r"[A-Za-z0-9]+([.+-][A-Za-z0-9]+)*\+*")
-_NO_LICENCE = ("none", "other", "unknown", "unlicensed")
+_NO_LICENCE = {"none", "other", "unknown", "unlicensed", "proprietary", "all-rights-reserved"}
 
 
 def parse_mix(text: str, domains: Sequence[str]) -> list[float]:
@@ -102,14 +101,13 @@ def peft_adapter(
     early = [str(layer) for layer, weights in weights_of.items() if weights is prior]
     where = [rf"encoder\.layer\.({'|'.join(early)})\..*"] * bool(early)
     where += [re.escape(PATCH_MODULE)] * (model.patch_adapter is not None)
-    backbone = Path(config.backbone).name if is_local(config.backbone) else without_folders(config.backbone)
     settings = {
         "auto_mapping": {
             "base_model_class": "Dinov2Model",
             "parent_library": "transformers.models.dinov2.modeling_dinov2",
         },
         "alpha_pattern": {"|".join(where): early_alpha} if where and early_alpha != alpha else {},
-        "base_model_name_or_path": backbone,
+        "base_model_name_or_path": _public_name(config.backbone),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -182,14 +180,12 @@ def export_backbone(
         dtype (`torch.dtype`, *optional*): dtype of the weights; default: the model's.
     Raises:
         FileExistsError: `folder` is not empty.
-        ValueError: `base_license` names no licence, `domain_mix` is no mix, or there is nothing to merge.
+        ValueError: `base_license` names no licence or one without changed copies, `folder` lies in a model folder,
+            `domain_mix` is no mix, or there is nothing to merge.
     """
     config = model.config
-    if not _LICENCE_ID.fullmatch(base_license) or base_license.lower() in _NO_LICENCE:
-        raise ValueError(
-            f"base_license {base_license!r} names no licence; read that of {base_name(model)} and give its id, such as "
-            "apache-2.0, if it allows to pass on changed copies"
-        )
+    _require_licence(base_license, model)
+    _require_outside(folder)
     if config.adaptation == "frozen":
         raise ValueError(
             f"adaptation='frozen': there is nothing to merge; {base_name(model)} is the backbone as it stands"
@@ -213,11 +209,38 @@ def export_backbone(
             file.chmod((staged / "config.json").stat().st_mode)
 
 
+def _require_licence(base_license: str, model: AdaptFaceModel) -> None:
+    """Refuse what names no licence, and those that by their name allow no changed copies."""
+    known = base_license.lower()
+    if not LICENSE_ID.fullmatch(known) or known in _NO_LICENCE:
+        raise ValueError(
+            f"base_license {base_license!r} names no licence; read that of {base_name(model)} and give its id, such as "
+            "apache-2.0, if it allows to pass on changed copies"
+        )
+    if "nd" in known.split("-"):
+        raise ValueError(
+            f"base_license {base_license!r} allows no derivatives, and a backbone with the adapters merged in is one; "
+            "export the adapters alone, as peft"
+        )
+
+
+def _require_outside(folder: Path) -> None:
+    """Refuse a place within a model or a release, which would be published with it."""
+    for parent in folder.resolve().parents:
+        config = parent / "config.json"
+        if config.is_file() and '"adaptface"' in config.read_text(encoding="utf-8", errors="replace"):
+            raise ValueError(f"{folder} lies in the model folder {parent}, which holds no base; name one outside of it")
+
+
 def base_name(model: AdaptFaceModel) -> str:
     """The base and its revision, without folders of this machine."""
     config = model.config
-    name = Path(config.backbone).name if is_local(config.backbone) else without_folders(config.backbone)
+    name = _public_name(config.backbone)
     return f"{name} (revision {config.backbone_revision})" if config.backbone_revision else f"{name} (a local folder)"
+
+
+def _public_name(backbone: str) -> str:
+    return Path(backbone).name if is_local(backbone) else without_folders(backbone)
 
 
 def _rank_and_alpha(weights: torch.Tensor, rank: int, scaling: float) -> tuple[int, float]:

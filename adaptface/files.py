@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -41,27 +42,52 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its name if the block ends well, and vanishes if it does not.
+def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
+    """A temporary folder of the same name that takes the place of `path` if the block ends well, or else vanishes.
 
+    Args:
+        replace: what is there is replaced then; without it there must be nothing.
     Raises:
         FileExistsError: `path` is a file, or a folder that is not empty.
+        OSError: the disk is full.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if not replace and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} exists and is not an empty folder; name another one, or move it away")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
-        staged = Path(scratch) / "new"
-        staged.mkdir()
+    with (
+        _full_disk_named(path),
+        tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch,
+    ):
+        staged = Path(scratch) / "new" / path.name
+        staged.mkdir(parents=True)
         yield staged
         for file in staged.rglob("*"):
             if file.is_file():
                 with open(file, "rb+") as written:
                     os.fsync(written.fileno())
-        if path.exists():
+        if path.exists() and replace:
+            path.rename(Path(scratch) / "former")
+        elif path.exists():
             path.rmdir()  # fails if something came in meanwhile
         staged.rename(path)
     sync_folder(path.parent)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def _full_disk_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # safetensors has an error of its own
+        is_full = isinstance(error, OSError) and error.errno in _FULL
+        if not is_full and not any(f"(os error {number})" in str(error) for number in _FULL):
+            raise
+        raise OSError(
+            f"{path} could not be written, the disk is full: {error}. Free some space and run it again; what was there "
+            "is unchanged"
+        ) from error
 
 
 # An absolute path within a text: of POSIX with two parts at least, of Windows, or a file's address.

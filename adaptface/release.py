@@ -20,7 +20,6 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +37,7 @@ from adaptface import __version__
 from adaptface.card import TEMPLATE, build_card, gap_in, is_local, is_of, training_data
 from adaptface.checkpoint import RELEASE_FILES, RELEASE_PLOTS, files_below, not_of_a_release, strangers_in_release
 from adaptface.export import export_peft, peft_adapters
-from adaptface.files import without_folders
+from adaptface.files import new_folder, without_folders
 from adaptface.plots import domain_usage, draw_domain_usage
 from adaptface.tracking import read_log
 from configuration_adaptface import AdaptFaceConfig
@@ -171,7 +170,7 @@ def stage_release(
     if model.config.adaptation == "full":  # the base is inside: its name is a mere remark, nothing loads it
         model.config.backbone = without_folders(model.config.backbone)
 
-    with _replacing(out_dir) as folder:
+    with new_folder(out_dir, replace=True) as folder:  # verified under the name it will be loaded by
         _save(model, folder, DTYPES[dtype], _metadata(version, run))
         processor.save_pretrained(folder)
         if model.config.adaptation == "lora":
@@ -180,8 +179,8 @@ def stage_release(
             (folder / "plots").mkdir(exist_ok=True)
             draw(folder / "plots" / plot)
         (folder / "README.md").write_text(f"{card}\n", encoding="utf-8", newline="\n")
-        (folder / "requirements.txt").write_text(_requirements(), encoding="utf-8", newline="\n")
-        shutil.copyfile(_project_file("LICENSE"), folder / "LICENSE")
+        for file, content in _own_files().items():
+            (folder / file).write_bytes(content)
         if scores is not None:
             (folder / "results.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8", newline="\n")
         check_release(folder, allow_full=allow_full, run_folder=model_dir.parent)
@@ -273,6 +272,11 @@ def check_release(folder: Path, *, allow_full: bool = False, run_folder: Path | 
     if links := [f"{name} is a link; a release holds files" for name in sorted(files) if (folder / name).is_symlink()]:
         raise ReleaseError(f"{folder} is no release: " + "; ".join(links[:10]))  # nothing is opened that they lead to
     faults += [f"{name} is missing" for name in sorted(RELEASE_FILES - files)]
+    faults += [
+        f"{name} is not that of this checkout; stage the release again"
+        for name, content in _own_files().items()
+        if name in files and (folder / name).read_bytes() != content
+    ]
     if "model.safetensors" in files:
         faults += _faults_of_weights(folder, allow_full)
     faults += [
@@ -541,24 +545,18 @@ def _require_replaceable(out_dir: Path, model_dir: Path) -> None:
         raise FileExistsError(f"{out_dir} holds files that are no release ({strangers}); name an empty or new folder")
 
 
-@contextmanager
-def _replacing(out_dir: Path) -> Iterator[Path]:
-    """A temporary folder beside `out_dir` that takes its name if the block ends well, and vanishes if it does not."""
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}-", dir=out_dir.parent) as scratch:
-        staged = Path(scratch) / "staged" / out_dir.name  # verified under the name it will be loaded by
-        staged.mkdir(parents=True)
-        yield staged
-        if out_dir.exists():
-            out_dir.rename(Path(scratch) / "former")
-        staged.rename(out_dir)
-
-
 def _project_file(name: str | Path) -> Path:
     path = ROOT / name
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there; stage releases from a checkout of the project")
     return path
+
+
+def _own_files() -> dict[str, bytes]:
+    """What a release has from the project as it is."""
+    code = sorted(name for name in RELEASE_FILES if name.endswith(".py"))
+    copied = {name: _project_file(name).read_bytes() for name in (*code, "LICENSE")}
+    return copied | {"requirements.txt": _requirements().encode()}
 
 
 def _requirements() -> str:

@@ -19,7 +19,7 @@ with suppress(ImportError):  # Windows has none
 
 job = json.load(sys.stdin)
 clean_load = runpy.run_path(job["clean_load"])
-sys.meta_path.insert(0, clean_load["ProjectBlocker"]())
+clean_load["declared_only"](["numpy", "pillow", "safetensors", "torch", "transformers"])
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402

@@ -167,6 +167,14 @@ def test_a_licence_that_the_hub_cannot_know_is_refused(license_id: str) -> None:
         _card(license_id=license_id)
 
 
+@pytest.mark.parametrize(
+    ("name", "dataset"), [("CFP_FP", "cfp-fp"), ("人脸对比", "人脸对比"), ("Été 2", "été-2"), ("***", "benchmark")]
+)
+def test_a_benchmark_of_any_name_has_a_dataset_in_the_metadata(name: str, dataset: str) -> None:
+    _, metadata = _card(rows=[_row(benchmark=name)])
+    assert {result["dataset"]["type"] for result in metadata["model-index"][0]["results"]} == {dataset}
+
+
 @pytest.mark.parametrize("license_id", ["mit", "cc-by-nc-4.0", "openrail++", "llama3.1", "other"])
 def test_licence_ids_of_the_hub_are_taken(license_id: str) -> None:
     assert _card(license_id=license_id)[1]["license"] == license_id

@@ -290,6 +290,15 @@ def test_export_is_whole_or_not_at_all(
     assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("place", ["backbone", "peft/backbone"])
+def test_a_base_is_not_written_into_a_release(tiny_model: AdaptFaceModel, tmp_path: Path, place: str) -> None:
+    tiny_model.save_pretrained(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=rf"{place} lies in the model folder .*, which holds no base"):
+        export_backbone(tiny_model, tmp_path / place, base_license="apache-2.0")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_what_cannot_be_exported_is_refused(tiny_backbone_dir: Path, tmp_path: Path) -> None:
     for adaptation in ("frozen", "full"):
         model = AdaptFaceModel.from_backbone(tiny_backbone_dir, adaptation=adaptation, image_size=56)
@@ -298,10 +307,13 @@ def test_what_cannot_be_exported_is_refused(tiny_backbone_dir: Path, tmp_path: P
     model = AdaptFaceModel.from_backbone(tiny_backbone_dir, adaptation="frozen", image_size=56)
     with pytest.raises(ValueError, match="nothing to merge"):
         export_backbone(model, tmp_path / "backbone", base_license="apache-2.0")
-    for wrong in ("", "other", "unknown", "apache 2.0", "a/b"):
+    for wrong in ("", "other", "unknown", "apache 2.0", "a/b", "Proprietary", "all-rights-reserved"):
         with pytest.raises(ValueError, match=rf"base_license '{wrong}' names no licence; .*{tiny_backbone_dir.name}"):
             export_backbone(model, tmp_path / "backbone", base_license=wrong)
     model = mutated(tiny_backbone_dir)
+    for wrong in ("cc-by-nd-4.0", "CC-BY-NC-ND-4.0"):
+        with pytest.raises(ValueError, match=f"'{wrong}' allows no derivatives, .* as peft"):
+            export_backbone(model, tmp_path / "backbone", base_license=wrong)
     for mix in ([1.0, 1.0, 1.0], [1.0], [math.nan, 0.5, 0.5]):
         with pytest.raises(ValueError, match="domain_weights"):
             peft_adapter(model, mix)

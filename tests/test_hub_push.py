@@ -521,7 +521,7 @@ def visited(world: World, tiny_backbone_dir: Path) -> dict[str, Any]:
     tensors["projection.weight"] = tensors["projection.weight"].flip(0)
     save_file(tensors, newer / "model.safetensors", metadata={"format": "pt"})
     world.push("user/moved", version="1.0")
-    world.push("user/moved", newer, version="2.0")
+    world.hub.tag("user/moved", "v2.0", world.hub.commit("user/moved", newer))
     world.push("user/secret", private=True)
     model = {"do": "push_to_hub", "source": FACES, "repo_id": "user/model", "token": world.token, "remote": True}
     world.publisher.do(**model)

@@ -652,3 +652,9 @@ def test_real_base_untrained_equals_dinov2(real_faces: Path) -> None:
     with torch.no_grad():
         expected = model.projection(base(pixel_values).pooler_output)
         torch.testing.assert_close(model(pixel_values).features, expected, atol=1e-5, rtol=0)
+
+
+def test_a_pickle_is_not_written(tiny_model: AdaptFaceModel, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="safe_serialization=False: only safetensors are read again"):
+        tiny_model.save_pretrained(tmp_path / "model", safe_serialization=False)
+    assert not (tmp_path / "model").exists()

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from transformers import Dinov2Model
 from adaptface import __version__, release
 from adaptface.checkpoint import RELEASE_FILES
 from adaptface.cli import app
-from adaptface.files import without_folders
+from adaptface.files import new_folder, without_folders
 from adaptface.release import (
     ReleaseError,
     check_release,
@@ -254,6 +255,81 @@ def test_a_release_that_needs_this_project_is_refused(released: Path, run: Path,
         verify_release(broken, run / "best")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["peft", "scipy"])  # installed here, and no requirement of a release
+def test_a_release_that_needs_what_it_does_not_declare_is_refused(
+    released: Path, run: Path, tmp_path: Path, name: str
+) -> None:
+    broken = Path(shutil.copytree(released, tmp_path / "broken"))
+    module = broken / "configuration_adaptface.py"
+    module.write_text(f"import {name}\n" + module.read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(ReleaseError, match=rf"does not load in a clean process(?s:.*){name}"):
+        verify_release(broken, run / "best")
+
+
+@pytest.mark.slow
+def test_the_clean_process_sees_nothing_of_this_one(
+    released: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither modules on PYTHONPATH and in the working directory, nor code that transformers keeps of other models."""
+    for name in ("packaging", "numpy", "transformers"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('not mine')\n", encoding="utf-8")
+    kept = tmp_path / "modules"
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("HF_MODULES_CACHE", str(kept))
+    monkeypatch.chdir(tmp_path)
+    assert verify_release(released, run / "best") <= 1e-5
+    assert not kept.exists()
+
+
+class TestComparing:
+    """What verification makes of what the clean process found."""
+
+    @pytest.fixture
+    def verify(
+        self, released: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> Callable[[Mapping[str, float], Mapping[str, object]], float]:
+        """Verifies, with these differences in what was computed, and these words in the report."""
+        model, processor = AdaptFaceModel.from_pretrained(released), AdaptFaceImageProcessor.from_pretrained(released)
+
+        def verify(differences: Mapping[str, float], said: Mapping[str, object]) -> float:
+            def load(folder: Path, images: np.ndarray, scratch: Path) -> tuple[dict, dict]:
+                pixel_values = processor(list(images))["pixel_values"]
+                with torch.no_grad():
+                    found = {"pixel_values": pixel_values, "embeddings": model(pixel_values).pooler_output}
+                arrays = {name: array.numpy().copy() for name, array in found.items()}
+                for name, difference in differences.items():
+                    arrays[name].flat[3] += difference
+                return {"warnings": [], "loading_info": {}, **said}, arrays
+
+            monkeypatch.setattr(release, "_load_in_clean_process", load)
+            return verify_release(released, run / "best")
+
+        return verify
+
+    def test_rounding_of_the_arithmetic_is_accepted_and_reported(self, verify) -> None:
+        assert verify({}, {}) < 1e-6
+        assert verify({"embeddings": 5e-6}, {}) == pytest.approx(5e-6, rel=0.3)
+        assert verify({"pixel_values": 5e-6}, {"warnings": ["Using a slow image processor as of now"]}) < 1e-6
+
+    @pytest.mark.parametrize("name", ["pixel_values", "embeddings"])
+    @pytest.mark.parametrize("difference", [2e-5, -2e-5, float("nan")])
+    def test_any_larger_difference_is_refused(self, verify, name: str, difference: float) -> None:
+        with pytest.raises(ReleaseError, match=rf"its {name} differ from those of .* \(allowed: 1e-05\)"):
+            verify({name: difference}, {})
+
+    @pytest.mark.parametrize(
+        ("said", "message"),
+        [
+            ({"warnings": ["You should probably TRAIN"]}, "not silently: You should probably TRAIN"),
+            ({"loading_info": {"missing_keys": ["a", "b"]}}, "not silently: missing_keys: a, b"),
+        ],
+    )
+    def test_whatever_a_load_has_to_say_is_refused(self, verify, said: Mapping[str, object], message: str) -> None:
+        with pytest.raises(ReleaseError, match=message):
+            verify({}, said)
+
+
 @pytest.mark.usefixtures("no_clean_process")
 class TestStaging:
     def test_an_older_release_is_replaced(self, run: Path, released: Path, tmp_path: Path) -> None:
@@ -291,6 +367,35 @@ class TestStaging:
             for place in ("one", "two", "three")
         )
         assert all(other == first for other in others)
+
+    @pytest.mark.parametrize("size", [1_000, 20_000])  # too small for the config; for the code
+    def test_a_full_disk_is_named(self, run: Path, released: Path, tmp_path: Path, size: int) -> None:
+        resource = pytest.importorskip("resource")
+        out = Path(shutil.copytree(released, tmp_path / "out"))
+        before = {name: (out / name).read_bytes() for name in _files(out)}
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
+        try:
+            with pytest.raises(OSError, match=r"out could not be written, the disk is full: .* Free some space"):
+                stage_release(run / "best", None, out)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        assert {name: (out / name).read_bytes() for name in _files(out)} == before
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    def test_a_full_disk_in_the_words_of_safetensors_is_named(self, tmp_path: Path) -> None:
+        resource = pytest.importorskip("resource")
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limit[1]))
+        try:
+            with (
+                pytest.raises(OSError, match="new could not be written, the disk is full"),
+                new_folder(tmp_path / "new") as new,
+            ):
+                save_file({"a": torch.zeros(10_000)}, new / "a.safetensors")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("revision", [None, "main"])
     def test_a_base_that_is_not_pinned_is_refused(self, run: Path, tmp_path: Path, revision: str | None) -> None:
@@ -491,6 +596,14 @@ def test_the_list_of_files_and_tensors(released: Path, tmp_path: Path) -> None:
                   "backbone.layernorm.weight belongs to the base", "head.weight is no part", "plots/face.png must not",
                   "plots/roc.png has 4,000,001 bytes", "adapter_config.json must not"):  # fmt: skip
         assert words in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "requirements.txt", "modeling_adaptface.py"])
+def test_what_the_project_gives_to_a_release_is_unchanged_in_it(released: Path, tmp_path: Path, name: str) -> None:
+    copy = Path(shutil.copytree(released, tmp_path / "copy"))
+    (copy / name).write_bytes((copy / name).read_bytes() + b"\n")
+    with pytest.raises(ReleaseError, match=f"{name} is not that of this checkout; stage the release again"):
+        check_release(copy)
 
 
 @pytest.mark.parametrize(
