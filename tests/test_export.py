@@ -587,7 +587,7 @@ def test_the_command_exports(tiny_backbone_dir: Path, tmp_path: Path) -> None:
 
     def run(*words: str) -> tuple[int, str]:
         done = CliRunner().invoke(app, ["export", str(tmp_path / "model"), *words])
-        return done.exit_code, done.output
+        return done.exit_code, done.stdout if "--json" in words else done.output
 
     code, output = run(str(tmp_path / "b"), "--to", "backbone")
     assert code == 1 and "--base_license ID" in output and tiny_backbone_dir.name in output
@@ -606,7 +606,11 @@ def test_the_command_exports(tiny_backbone_dir: Path, tmp_path: Path) -> None:
     assert tensors.keys() == expected.keys() and all(torch.equal(tensors[k], expected[k]) for k in tensors)
     code, output = run(str(tmp_path / "q"), "--to", "peft", "--domain_mix", "smile")
     assert code == 1 and "general, pose, age" in output
-    code, output = run(str(tmp_path / "q"), "--to", "onnx")
+    code, output = run(str(tmp_path / "j"), "--to", "peft", "--json")
+    said, files = json.loads(output), [path for path in (tmp_path / "j").rglob("*") if path.is_file()]
+    assert said["bytes"] == {str(path): path.stat().st_size for path in files} and len(files) == 8
+    assert tiny_backbone_dir.name in said["base"]
+    code, output = run(str(tmp_path / "q"), "--to", "pickle")
     assert code == 2
 
 

@@ -1,0 +1,6 @@
+"""The `adaptface` command: a module for each group of commands, which import what they need when they run."""
+
+from adaptface.cli import data, models
+from adaptface.cli.common import app, main
+
+__all__ = ["app", "data", "main", "models"]

@@ -1,0 +1,6 @@
+"""`python -m adaptface.cli`."""
+
+from adaptface.cli import main
+
+if __name__ == "__main__":
+    main()
