@@ -37,7 +37,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import (
@@ -49,7 +48,7 @@ from accelerate.utils import (
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import Dinov2Config, Dinov2Model
+from transformers import Dinov2Model
 from transformers.utils.logging import disable_progress_bar
 
 from adaptface.checkpoint import (
@@ -66,7 +65,7 @@ from adaptface.checkpoint import (
     save_checkpoint,
     save_model_folder,
 )
-from adaptface.data.augmentation import TrainingFaces, build_augmentation
+from adaptface.data.augmentation import TrainingFaces
 from adaptface.data.base import FINGERPRINT_IMAGES, LabelledFaces, spread
 from adaptface.data.benchmarks import load_pairs
 from adaptface.data.pairs import PairSet
@@ -77,13 +76,6 @@ from adaptface.embedders import ModelEmbedder
 from adaptface.embedding import embed_images
 from adaptface.evaluation import evaluate_pairs
 from adaptface.files import write_text_atomically
-from adaptface.losses import (
-    build_head,
-    domain_alignment_loss,
-    domain_cross_entropy,
-    load_balancing_loss,
-    router_z_loss,
-)
 from adaptface.memory import peak_memory
 from adaptface.processes import check_launch
 from adaptface.report import printable_output
@@ -97,6 +89,7 @@ from adaptface.settings import (
     read_settings,
 )
 from adaptface.tracking import RunLog, check_trackers
+from adaptface.training import augmentation_of, build_optimizer, build_trainer, prepare_model, tiny_random_config
 from image_processing_adaptface import AdaptFaceImageProcessor
 from modeling_adaptface import AdaptFaceModel
 
@@ -302,48 +295,6 @@ def train_step(job: Job, batches: Iterable[dict[str, torch.Tensor]], stop_reques
     return {**values, "finite": finite}
 
 
-class FaceTrainer(nn.Module):
-    """Model, identity head and losses as one module: data parallelism and autocast see a single forward pass."""
-
-    def __init__(self, model: AdaptFaceModel, head: nn.Module, settings: TrainSettings) -> None:
-        super().__init__()
-        self.model, self.head, self.settings = model, head, settings
-
-    def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor, domains: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        """
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(B, 3, S, S)`): processed faces.
-            labels (`torch.LongTensor` of shape `(B,)`): identities.
-            domains (`torch.LongTensor` of shape `(B,)`): domains, -1 where unlabelled.
-        Returns:
-            Scalars: `loss`, its parts, and `usage_DOMAIN`, the mean weight of each expert.
-        """
-        weights = self.settings
-        output = self.model(pixel_values)  # features (B, E), domain_logits and domain_weights (B, K) or None
-        terms = {"identity_loss": F.cross_entropy(self.head(output.features, labels), labels)}  # logits (B, C)
-        loss = terms["identity_loss"]
-        if output.domain_logits is not None:
-            terms["domain_loss"] = domain_cross_entropy(output.domain_logits, domains)
-            terms["balance_loss"] = load_balancing_loss(output.domain_weights)
-            terms["router_z_loss"] = router_z_loss(output.domain_logits)
-            loss = (
-                loss
-                + weights.domain_loss_weight * terms["domain_loss"]
-                + weights.balance_loss_weight * terms["balance_loss"]
-                + weights.router_z_loss_weight * terms["router_z_loss"]
-            )
-            usage = output.domain_weights.detach().float().mean(dim=0)  # (K,)
-            terms |= {f"usage_{name}": share for name, share in zip(weights.domains, usage, strict=True)}
-        if weights.alignment_loss_weight > 0:
-            terms["alignment_loss"] = domain_alignment_loss(
-                output.features, labels, domains, weights.alignment_temperature
-            )
-            loss = loss + weights.alignment_loss_weight * terms["alignment_loss"]
-        return {"loss": loss, **terms}
-
-
 def set_learning_rates(optimizer: torch.optim.Optimizer, settings: TrainSettings, epoch: float) -> dict[str, float]:
     """Set the rate of each group for this point in time; returns the rates of model and head."""
     for group in optimizer.param_groups:
@@ -501,31 +452,14 @@ def prepare(settings: TrainSettings, accelerator: Accelerator, folder: Path) -> 
         attn_implementation=settings.attention,
         **settings.model_arguments(),
     )
-    if settings.holds_base_in_bfloat16 and model.backbone is not None:
-        model.backbone.to(torch.bfloat16)
-    if settings.gradient_checkpointing:
-        new_name = "activation_checkpointing_enable"
-        old_name = "gradient_checkpointing_enable"
-        getattr(model, new_name if hasattr(model, new_name) else old_name)({"use_reentrant": False})
+    prepare_model(model, settings)
     processor = AdaptFaceImageProcessor(size=settings.image_size)
     if pairs is not None and accelerator.is_main_process:
         check_images(pairs, processor)
-    head = build_head(
-        settings.head, settings.embedding_size, len(source.identities), scale=settings.scale, margin=settings.margin
-    )
-    trainer = FaceTrainer(model, head, settings)
+    trainer = build_trainer(model, len(source.identities), settings)
     optimizer = build_optimizer(trainer, settings)
 
-    augmentation = build_augmentation(
-        flip=settings.flip,
-        randaugment_ops=settings.randaugment_ops,
-        randaugment_magnitude=settings.randaugment_magnitude,
-        low_resolution=settings.low_resolution,
-        occlusion=settings.occlusion,
-        crop=settings.crop,
-        photometric=settings.photometric,
-    )
-    faces = TrainingFaces(source, processor, augmentation, settings.seed)
+    faces = TrainingFaces(source, processor, augmentation_of(settings), settings.seed)
     division = (
         settings.batch_size, settings.gradient_accumulation, accelerator.process_index, accelerator.num_processes,
         settings.seed,
@@ -557,7 +491,7 @@ def prepare(settings: TrainSettings, accelerator: Accelerator, folder: Path) -> 
     accelerator.print(
         f"{source.name}: {source.describe()}; {batches.steps} steps of {batches.step_size} images an epoch\n"
         f"{model.summary_table()}\n"
-        f"identity head, training only: {sum(p.numel() for p in head.parameters()):,}"
+        f"identity head, training only: {sum(p.numel() for p in trainer.head.parameters()):,}"
     )
     if pairs is None:
         accelerator.print("no dev_pairs: there will be no best/, only last/")
@@ -585,24 +519,6 @@ def check_images(pairs: PairSet, processor: AdaptFaceImageProcessor) -> None:
             processor(image)
         except ValueError as error:  # such as an image that is not square
             raise ValueError(f"{pairs.images.where(index)}: {error}") from error
-
-
-def build_optimizer(trainer: FaceTrainer, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW; biases, norms and position embeddings do not decay, the head may have its own learning rate."""
-    head_rate = settings.learning_rate if settings.head_learning_rate is None else settings.head_learning_rate
-    groups: dict[tuple[str, bool], dict[str, Any]] = {}
-    for name, parameter in trainer.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        part = "head" if name.startswith("head.") else "model"
-        decays = parameter.ndim >= 2 and not name.endswith(("position_embeddings", "cls_token", "mask_token"))
-        rate = head_rate if part == "head" else settings.learning_rate
-        group = groups.setdefault(
-            (part, decays),
-            {"params": [], "part": part, "peak_lr": rate, "weight_decay": settings.weight_decay if decays else 0.0},
-        )
-        group["params"].append(parameter)
-    return torch.optim.AdamW(groups.values(), lr=settings.learning_rate)
 
 
 def open_run_folder(settings: TrainSettings, folder: Path) -> None:
@@ -685,11 +601,7 @@ def tiny_random_base(folder: Path, settings: TrainSettings) -> str:
     made_of = record.read_text(encoding="utf-8") if record.is_file() else None
     if made_of != origin or not (folder / "model.safetensors").is_file():
         torch.manual_seed(settings.seed)
-        config = Dinov2Config(
-            hidden_size=64, num_hidden_layers=4, num_attention_heads=4, mlp_ratio=2, patch_size=14,
-            image_size=settings.image_size, layerscale_value=1.0, initializer_range=0.1,
-        )  # fmt: skip
-        save_model_folder(folder, Dinov2Model(config))
+        save_model_folder(folder, Dinov2Model(tiny_random_config(settings)))
         write_text_atomically(record, origin)
     return str(folder)
 

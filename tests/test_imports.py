@@ -19,8 +19,8 @@ LAYERS = {
         "adaptface.cache", "adaptface.checkpoint", "adaptface.files", "adaptface.memory", "adaptface.processes",
         "adaptface.tracking", "adaptface.report", "adaptface.plots", "adaptface.data"},
     2: {"adaptface.embedders", "adaptface.embedding", "adaptface.evaluation", "adaptface.templates",
-        "adaptface.thresholds", "adaptface.card", "adaptface.clean_load"},
-    3: {"adaptface.export", "adaptface.release", "adaptface.hub"},
+        "adaptface.thresholds", "adaptface.training", "adaptface.card", "adaptface.clean_load"},
+    3: {"adaptface.estimate", "adaptface.export", "adaptface.release", "adaptface.hub"},
     4: {*SCRIPTS, "adaptface.cli"},
 }  # fmt: skip
 LEAVES = {"adaptface.losses", "adaptface.metrics", "adaptface.data"}

@@ -11,13 +11,15 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import train_accelerate
+from adaptface import training
 from adaptface.data.augmentation import build_augmentation
 from adaptface.losses import build_head
 from adaptface.settings import TrainSettings, read_settings
+from adaptface.training import FaceTrainer, build_optimizer
 from image_processing_adaptface import AdaptFaceImageProcessor
 from modeling_adaptface import AdaptFaceModel
 from tests.training import assert_same_run, checkpoint_tensors, read_log, train, words, write_faces
-from train_accelerate import FaceTrainer, build_optimizer, prepare, start_accelerator, train_step
+from train_accelerate import prepare, start_accelerator, train_step
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +185,7 @@ def test_every_augmentation_setting_arrives(
         given.update(options)
         return build_augmentation(**options)
 
-    monkeypatch.setattr(train_accelerate, "build_augmentation", spy)
+    monkeypatch.setattr(training, "build_augmentation", spy)
     wanted = {
         "flip": 0.1,
         "randaugment_ops": 3,

@@ -1,0 +1,133 @@
+"""`adaptface estimate`: its arithmetic on made-up measurements, and a real measurement of a tiny model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from adaptface import estimate as module
+from adaptface.cli import app
+from adaptface.estimate import CASIA, GPU, Measured, as_text, estimate, measure_steps
+from adaptface.settings import TrainSettings, read_settings
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+TINY = {"backbone": "tiny-random", "image_size": 56, "lora_rank": 4, "embedding_size": 16, "domains": ["general"]}
+
+
+@dataclass
+class Machine:
+    """A machine whose steps take `overhead` and then `each` second an image, `fixed` and then `slope` bytes."""
+
+    fixed: float = 1e9
+    slope: float = 10e6
+    overhead: float = 0.1
+    each: float = 0.01
+    fits: int = 10**9
+    asked: tuple[int, ...] = ()
+
+    def measure(self, settings: TrainSettings, identities: int, device: Any, batch: int) -> Measured | None:
+        self.asked += (batch,)
+        if batch > self.fits:
+            return None
+        memory = int(self.fixed + self.slope * batch)
+        return Measured(batch, self.overhead + self.each * batch, memory, 3e9 * batch)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    machine = Machine()
+    monkeypatch.setattr(module, "_in_own_process", machine.measure)
+    monkeypatch.setattr(module, "_free_memory", lambda device: int(4e9))
+    monkeypatch.setattr(module, "_decoding_rate", lambda settings: 1000.0)
+    monkeypatch.setattr(module, "_device_name", str)
+    return machine
+
+
+def recipe(**values: Any) -> TrainSettings:
+    words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    return read_settings([str(RECIPES / "casia_dalora_vits.yaml"), *words])
+
+
+def test_the_predictions_follow_from_the_measurements(machine: Machine) -> None:
+    found = estimate(recipe(batch_size=128), device=torch.device("cpu"))
+    assert machine.asked == (8, 32)  # on a CPU more might end other programs
+    assert found["images_per_second"] == pytest.approx(32 / 0.42)
+    assert found["hours"] == pytest.approx(40 * CASIA[0] / (32 / 0.42) / 3600)
+    assert found["memory_bytes"] == pytest.approx(1e9 + 128 * 10e6, rel=1e-6)
+    assert found["largest_batch"] == int((0.9 * 4e9 - 1e9) / 10e6)
+    assert "is not here; numbers of CASIA-WebFace" in found["data"]["source"]
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_on_a_gpu_the_batch_of_the_recipe_is_tried_and_halved(machine: Machine) -> None:
+    machine.fits = 40
+    found = estimate(recipe(batch_size=128), device=torch.device("cuda"))
+    assert machine.asked == (8, 128, 64, 32) and [step["batch"] for step in found["steps"]] == [8, 32]
+
+
+def test_a_run_that_waits_for_its_data(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_decoding_rate", lambda settings: 10.0)
+    found = estimate(recipe(), images=36_000, identities=10, device=torch.device("cpu"))
+    assert found["hours"] == pytest.approx(40 * 36_000 / 10 / 3600)
+    assert "the run waits for it; raise num_workers" in as_text(found)
+
+
+def test_other_cards_are_marked_as_estimates(machine: Machine) -> None:
+    found = estimate(recipe(mixed_precision="bf16"), device=torch.device("cpu"))
+    text = as_text(found)
+    assert "NOT measured: other GPUs, estimated from published peak TFLOP/s (3 GFLOP an image, 15 % to 40 %" in text
+    assert {gpu["name"] for gpu in found["gpus"]} == {"RTX 3060", "RTX 4060", "RTX 4070", "T4", "V100", "A100", "H100"}
+    operations = 3e9 * 40 * CASIA[0]
+    a100 = next(gpu for gpu in found["gpus"] if gpu["name"] == "A100")
+    assert a100["hours"] == pytest.approx([operations / (share * 312e12) / 3600 for share in (0.4, 0.15)])
+    assert a100["largest_batch"] == int((0.9 * 40e9 - 1e9) / 10e6)
+    in_float32 = estimate(recipe(), device=torch.device("cpu"))["gpus"]
+    assert next(gpu for gpu in in_float32 if gpu["name"] == "A100")["peak_tflops"] == 19.5
+    assert all(isinstance(gpu, GPU) and gpu.float32 < gpu.half for gpu in module.GPUS)
+
+
+def test_what_does_not_fit_is_said(machine: Machine) -> None:
+    text = as_text(estimate(recipe(batch_size=1024), device=torch.device("cpu")))
+    assert "batch_size 1024 does not fit: lower it, and raise gradient_accumulation" in text
+    machine.fits = 1
+    with pytest.raises(ValueError, match="a batch of 8 does not fit into the memory of cpu; use a smaller base"):
+        estimate(recipe(), device=torch.device("cpu"))
+    machine.fits, machine.fixed = 100, 5e9
+    with pytest.raises(ValueError, match=r"not one image fits: 5.0 GB are needed, 4.0 GB are free"):
+        estimate(recipe(), device=torch.device("cpu"))
+
+
+def test_an_unknown_base_is_named(tmp_path: Path) -> None:
+    settings = TrainSettings(output_dir=str(tmp_path), train_data="synthetic", backbone="someone/base")
+    with pytest.raises(ValueError, match=r"backbone someone/base: its config.json is not here, .* facebook/dinov2-"):
+        measure_steps(settings, 10, "cpu", 2)
+
+
+def test_steps_are_measured(tmp_path: Path) -> None:
+    """The operations are those of the matrices: forward, and backward to inputs and weights."""
+    settings = TrainSettings(output_dir=str(tmp_path), train_data="synthetic", **{**TINY, "adaptation": "full"})
+    found = measure_steps(settings, 10, "cpu", 3)
+    tokens, width, blocks = 17, 64, 4
+    linear = tokens * (4 * width**2 + 2 * width * 2 * width) * blocks + 16 * 3 * 14**2 * width  # multiplications
+    attention = 2 * tokens**2 * width * blocks
+    least = 2 * 3 * linear  # 2 operations each, forward and both gradients
+    assert least * 0.7 < found.flops / 3 < 1.3 * (least + 6 * attention)
+    assert found.batch == 3 and 0 < found.seconds < 60 and found.memory > 50e6
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path: Path) -> None:
+    words = ["estimate", str(RECIPES / "quickstart.yaml"), "--output_dir", str(tmp_path / "run"), "--batch_size", "4"]
+    done = CliRunner().invoke(app, [*words, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert [step["batch"] for step in found["steps"]] == [2, 4] and found["data"]["images"] > 100
+    assert list(tmp_path.iterdir()) == []
+    done = CliRunner().invoke(app, [*words, "--learning_rat", "1"])
+    assert done.exit_code == 1 and "learning_rate" in done.output
