@@ -1,6 +1,7 @@
 """Everything that is needed to rebuild an AdaptFace model: the base it stands on, its adapters and its router."""
 
 import math
+import re
 from typing import Any
 
 import transformers
@@ -49,6 +50,8 @@ class AdaptFaceConfig(PretrainedConfig):
         router_dropout (`float`): dropout of the router's hidden layer, in `[0, 1)`.
         embedding_size (`int`): width E of the embeddings.
         image_size (`int`): side of the input in pixels, a multiple of the base's patch size.
+        tensors_sha256 (`str`, *optional*): digest of the tensors in the weights file, checked whenever the model is
+            loaded; filled in by `AdaptFaceModel.save_pretrained`.
         thresholds (`dict`, *optional*): decision thresholds with protocol and FAR, written by evaluation; see
             [`~AdaptFaceConfig.threshold`] and [`~AdaptFaceConfig.match_probability`].
 
@@ -78,6 +81,7 @@ class AdaptFaceConfig(PretrainedConfig):
         router_dropout: float = 0.1,
         embedding_size: int = 512,
         image_size: int = 224,
+        tensors_sha256: str | None = None,
         thresholds: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -111,6 +115,7 @@ class AdaptFaceConfig(PretrainedConfig):
         self.router_dropout = router_dropout
         self.embedding_size = embedding_size
         self.image_size = image_size
+        self.tensors_sha256 = tensors_sha256
         self.thresholds = thresholds
         self.router_layer = router_layer
         if router_layer is None and adaptation == "lora" and isinstance(self.domains, list) and len(self.domains) > 1:
@@ -197,6 +202,11 @@ class AdaptFaceConfig(PretrainedConfig):
             isinstance(names, list) and bool(names) and all(isinstance(n, str) and n for n in names)
             and len(set(names)) == len(names),
             "domains", "give a list of at least one name, each of them once",
+        )  # fmt: skip
+        require(  # they name folders of a release
+            all(re.fullmatch(r"\w([\w .-]*[\w-])?", name) for name in names)
+            and len({name.lower() for name in names}) == len(names),
+            "domains", "give names of letters, digits, ' ', '.', '-' and '_' that differ in more than their case",
         )  # fmt: skip
         chosen = self.adapter_layers
         if chosen is not None:

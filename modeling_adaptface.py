@@ -18,7 +18,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,17 @@ except ImportError:  # imported as a script beside its siblings, not as a packag
     from configuration_adaptface import AdaptFaceConfig
 
 _DAMAGED = "the weights file is damaged or cut off; fetch it or save it again"
+_FETCH = "Fetch them again by from_pretrained(..., force_download=True), or save the model again."
 
 # Patterns of tensors' names in earlier releases, and what stands in their place now; see UPGRADING.md.
 RENAMED_KEYS: dict[str, str] = {}
 
 # What says where to look on the Hub; the rest of `from_pretrained`'s arguments concern the adapters only.
-_HUB_OPTIONS = ("cache_dir", "local_files_only", "token", "proxies")
+_HUB_OPTIONS = ("cache_dir", "local_files_only", "token", "proxies", "force_download")
+# Arguments of `save_pretrained` that concern its push.
+_PUSH_OPTIONS = (
+    "repo_id", "token", "private", "commit_message", "commit_description", "create_pr", "revision", "tags",
+)  # fmt: skip
 _SAME_ARCHITECTURE = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio", "patch_size", "num_channels",
     "qkv_bias", "use_swiglu_ffn", "hidden_act", "layer_norm_eps",
@@ -495,11 +500,27 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
                     "The files are incomplete or of different models; download or save the model again."
                 )
         _require_finite(model, f"{source}")
+        if pretrained_model_name_or_path is not None and kwargs.get("state_dict") is None:
+            model._require_same_tensors(pretrained_model_name_or_path, kwargs)
         if RENAMED_KEYS:
             model._weight_conversions = None  # transformers 5 would save it under its old names
         if model.backbone is None:
             model._load_backbone(hub)
         return (model, info) if output_loading_info else model
+
+    def _require_same_tensors(self, source: str | os.PathLike, options: dict[str, Any]) -> None:
+        """Refuses weights that are not those that config.json was saved with: nothing else notices a damaged file."""
+        wanted = self.config.tensors_sha256
+        if wanted is None:  # saved by an earlier version
+            return
+        names = ("cache_dir", "local_files_only", "token", "proxies", "subfolder")  # no download, a second time
+        hub = {name: options[name] for name in names if options.get(name) is not None}
+        digest = tensors_sha256(_tensors_of(_weight_files(source, options.get("revision"), hub)))
+        if digest != wanted:
+            raise ValueError(
+                f"{source}: the weights are not those that config.json was saved with (SHA-256 of the tensors {digest} "
+                f"instead of {wanted}): they are damaged, or of another model. {_FETCH}"
+            )
 
     def _load_backbone(self, hub: dict[str, Any], verified: bool = False) -> None:
         """Fetches the frozen base, refuses any but the one that the configuration names, and puts it in place."""
@@ -521,8 +542,9 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
             if digest != config.backbone_sha256:
                 raise ValueError(
                     f"base {name!r} (revision {revision}) has other weights than this model was trained on: SHA-256 "
-                    f"{digest} instead of {config.backbone_sha256}. Fetch the pinned revision again."
+                    f"{digest} instead of {config.backbone_sha256}. {_FETCH}"
                 )
+        hub = {key: value for key, value in hub.items() if key != "force_download"}  # it is there now
         try:
             base, info = Dinov2Model.from_pretrained(
                 name,
@@ -567,9 +589,16 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
                 "this model's base is random or unknown (config.backbone_sha256 is None), and is not saved; adapters "
                 "are worth nothing without it: build the model with AdaptFaceModel.from_backbone"
             )
+        if getattr(self, "_hf_peft_config_loaded", False):
+            raise ValueError(
+                "an adapter of PEFT was added to this model, and would be saved in its place; remove it, or save it by "
+                "the PEFT model"
+            )
         if kwargs.get("safe_serialization") is False:
             raise ValueError("safe_serialization=False: only safetensors are read again; leave it out")
-        if kwargs.get("push_to_hub"):
+        pushes = kwargs.pop("push_to_hub", False)
+        hub = {name: kwargs.pop(name) for name in _PUSH_OPTIONS if name in kwargs} if pushes else {}
+        if pushes:
             self._require_publishable()
         state = kwargs.pop("state_dict", None)
         state = self.state_dict() if state is None else state
@@ -581,8 +610,18 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
         if self.config.adaptation != "full":
             state = {key: value for key, value in state.items() if not key.startswith("backbone.")}
         super().save_pretrained(save_directory, state_dict=state, **kwargs)
-        for file in Path(save_directory).glob("*.safetensors"):  # safetensors makes them private to their owner
-            shutil.copymode(Path(save_directory) / "config.json", file)
+        config = Path(save_directory) / "config.json"
+        files = sorted(Path(save_directory).glob("*.safetensors"))
+        if not files:  # not the main process
+            return
+        for file in files:  # safetensors makes them private to their owner
+            shutil.copymode(config, file)
+        # Of the file: transformers may name and cut the tensors of a whole base otherwise than in memory.
+        self.config.tensors_sha256 = tensors_sha256(_tensors_of(files))
+        content = json.loads(config.read_text(encoding="utf-8")) | {"tensors_sha256": self.config.tensors_sha256}
+        config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
+        if pushes:
+            self.push_to_hub(**{"repo_id": Path(save_directory).name, **hub})
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """Uploads what `save_pretrained` writes, in one commit; never a weight of the base.
@@ -1104,6 +1143,20 @@ def _peft_updates(
     return found
 
 
+def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of tensors with their names, dtypes and shapes, in order of name; not of the file that holds them."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _tensors_of(files: Sequence[str | os.PathLike]) -> dict[str, torch.Tensor]:
+    """All tensors of some safetensors files."""
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
 def weights_sha256(model: str | os.PathLike, revision: str | None, hub: dict[str, Any]) -> str:
     """SHA-256 of a model's `model.safetensors`; where it is sharded, of its shards' digests in order of name.
 
@@ -1114,24 +1167,28 @@ def weights_sha256(model: str | os.PathLike, revision: str | None, hub: dict[str
     Raises:
         OSError: there are no safetensors weights.
     """
-
-    def find(name: str, **options: Any) -> str | None:
-        return cached_file(model, name, revision=revision, **options, **hub)
-
-    def digest(path: str | None) -> str:
-        assert path is not None
+    digests = []
+    for path in _weight_files(model, revision, hub):
         with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _weight_files(model: str | os.PathLike, revision: str | None, hub: dict[str, Any]) -> list[str]:
+    """Paths of a model's safetensors weights, of several shards in order of name."""
+
+    def find(name: str, **options: Any) -> Any:
+        return cached_file(model, name, revision=revision, **options, **hub)
 
     optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_gated_repo": True}
     single = find("model.safetensors", **optional)
     if single is not None:
-        return digest(single)
+        return [single]
     index = find("model.safetensors.index.json", **optional)
     if index is None:
         raise OSError(f"{str(model)!r} has no model.safetensors: only safetensors weights are loaded; convert it")
     shards = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
-    return hashlib.sha256("".join(digest(find(shard)) for shard in shards).encode()).hexdigest()
+    return [find(shard) for shard in shards]
 
 
 def _require_finite(module: nn.Module, source: str) -> None:

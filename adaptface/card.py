@@ -23,7 +23,8 @@ _PLACEHOLDER = re.compile(
     r"\{\{|\}\}|\{%|\[More Information|\b(?:TODO|TBD|FIXME|XXX|nan)\b|\bNone\b(?!-)"
     r"|lorem ipsum|placeholder|<your|\byour-"
 )
-LICENSE_ID = re.compile(r"[a-z0-9]+([.+-][a-z0-9]+)*\+*")  # such as cc-by-nc-4.0, openrail++
+_LICENSE_ID = re.compile(r"[a-z0-9]+([.+-][a-z0-9]+)*\+*")  # such as cc-by-nc-4.0, openrail++
+_HUB_DATA = re.compile(r"hf://(?:datasets/)?([\w.-]+(?:/[\w.-]+)?)")  # a revision or a folder may follow
 _PLOTS = {
     "roc.png": "ROC", "det.png": "DET", "scores.png": "Similarities of genuine and impostor pairs",
     "domains.png": "Accuracy by domain", "domain_usage.png": "Mean weight of each expert over training",
@@ -78,7 +79,7 @@ def build_card(
             left in the text.
     """
     settings = settings or {}
-    if license_id is not None and not LICENSE_ID.fullmatch(license_id):
+    if license_id is not None and not _LICENSE_ID.fullmatch(license_id):
         raise ValueError(
             f"license {license_id!r} is no licence id of the Hub; give one of "
             "https://huggingface.co/docs/hub/repositories-licenses, such as apache-2.0, or other"
@@ -183,9 +184,8 @@ def _metadata(
     if not is_local(config.backbone):
         optional["base_model"] = config.backbone
         optional["base_model_relation"] = "finetune" if config.adaptation == "full" else "adapter"
-    source = str(settings.get("train_data", ""))
-    if source.startswith("hf://"):
-        optional["datasets"] = [source.removeprefix("hf://")]
+    if dataset := _HUB_DATA.match(str(settings.get("train_data", ""))):
+        optional["datasets"] = [dataset[1]]
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
@@ -340,10 +340,11 @@ def _peft(name: str, config: AdaptFaceConfig) -> str | None:
     if is_local(config.backbone):
         base = f'"{Path(config.backbone).name}"'
     source = f"./{name}" if "/" not in name else name
-    return (
+    return (  # float32: transformers 5 would keep the precision that the base is stored in
+        "import torch\n"
         "from peft import PeftModel\n"
         "from transformers import Dinov2Model\n\n"
-        f"base = Dinov2Model.from_pretrained({base})\n"
+        f"base = Dinov2Model.from_pretrained({base}, dtype=torch.float32)\n"
         f'model = PeftModel.from_pretrained(base, "{source}", subfolder="peft")'
         + (f'  # or "peft/experts/{config.domains[0]}"' if config.num_domains > 1 else "")
     )
@@ -394,10 +395,10 @@ def _licence(license_id: str, trained_on: str) -> str:
 
 def training_data(settings: Mapping[str, Any]) -> str:
     """What the model was trained on, without the folders of the machine."""
-    source = settings.get("train_data")
+    source = str(settings.get("train_data") or "")
     if not source:
         return NOT_STATED
-    return source if str(source).startswith("hf://") or not is_local(str(source)) else Path(source).name
+    return source if source == SYNTHETIC or source.startswith("hf://") else Path(source).name
 
 
 def _development_pairs(settings: Mapping[str, Any]) -> str | None:

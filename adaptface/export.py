@@ -16,13 +16,21 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from adaptface.card import LICENSE_ID, is_local
+from adaptface.card import is_local
 from adaptface.files import new_folder, without_folders
 from modeling_adaptface import PATCH_MODULE, AdaptFaceModel, DomainLoRA, block_modules, target_shapes
 
 Mix = Sequence[float] | torch.Tensor | None
 
-_NO_LICENCE = {"none", "other", "unknown", "unlicensed", "proprietary", "all-rights-reserved"}
+# Ids of licences, as the Hub has them, that let changed copies be passed on, be it under conditions.
+CHANGED_COPIES = frozenset((
+    "afl-3.0", "agpl-3.0", "apache-2.0", "artistic-2.0", "bigscience-openrail-m", "bsd", "bsd-2-clause", "bsd-3-clause",
+    "bsd-3-clause-clear", "bsl-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0",
+    "cc-by-nc-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0",
+    "creativeml-openrail-m", "ecl-2.0", "epl-1.0", "epl-2.0", "eupl-1.1", "eupl-1.2", "gpl", "gpl-2.0", "gpl-3.0",
+    "isc", "lgpl", "lgpl-2.1", "lgpl-3.0", "mit", "mpl-2.0", "ms-pl", "ncsa", "openrail", "openrail++", "osl-3.0",
+    "postgresql", "unlicense", "wtfpl", "zlib",
+))  # fmt: skip
 
 
 def parse_mix(text: str, domains: Sequence[str]) -> list[float]:
@@ -136,14 +144,8 @@ def export_peft(model: AdaptFaceModel, folder: Path, domain_mix: Mix = None, dty
         model, domain_mix, dtype: as in [`peft_adapter`].
     Raises:
         FileExistsError: `folder` is not empty.
-        ValueError: see [`peft_adapter`]; or the name of a domain can name no folder.
+        ValueError: see [`peft_adapter`].
     """
-    domains = model.config.domains if model.config.num_domains > 1 else []
-    for name in domains:
-        if not re.fullmatch(r"\w([\w .-]*[\w-])?", name):
-            raise ValueError(f"domain {name!r} can name no folder; rename it in the domains of config.json")
-    if len({name.lower() for name in domains}) < len(domains):
-        raise ValueError(f"domains {', '.join(domains)}: some differ only in their case; rename them in config.json")
     with new_folder(folder) as staged:
         for place, (settings, tensors) in peft_adapters(model, domain_mix, dtype):
             _write_adapter(staged / place, settings, tensors)
@@ -169,7 +171,7 @@ def export_backbone(
 ) -> None:
     """Write `model.merged_backbone(domain_mix)`: an ordinary Dinov2Model, with a note on where its weights come from.
 
-    What is written contains the base's weights, so that its licence must allow to pass on changed copies of them; a
+    What is written contains the base's weights, so that its licence must let changed copies be passed on; a
     release never does. Neither router nor projection are in it.
 
     Args:
@@ -180,7 +182,7 @@ def export_backbone(
         dtype (`torch.dtype`, *optional*): dtype of the weights; default: the model's.
     Raises:
         FileExistsError: `folder` is not empty.
-        ValueError: `base_license` names no licence or one without changed copies, `folder` lies in a model folder,
+        ValueError: `base_license` is not known to allow it, `folder` lies in a model folder,
             `domain_mix` is no mix, or there is nothing to merge.
     """
     config = model.config
@@ -210,17 +212,12 @@ def export_backbone(
 
 
 def _require_licence(base_license: str, model: AdaptFaceModel) -> None:
-    """Refuse what names no licence, and those that by their name allow no changed copies."""
-    known = base_license.lower()
-    if not LICENSE_ID.fullmatch(known) or known in _NO_LICENCE:
+    """Refuse a licence that is not known to let changed copies be passed on."""
+    if base_license.lower() not in CHANGED_COPIES:
         raise ValueError(
-            f"base_license {base_license!r} names no licence; read that of {base_name(model)} and give its id, such as "
-            "apache-2.0, if it allows to pass on changed copies"
-        )
-    if "nd" in known.split("-"):
-        raise ValueError(
-            f"base_license {base_license!r} allows no derivatives, and a backbone with the adapters merged in is one; "
-            "export the adapters alone, as peft"
+            f"base_license {base_license!r} is no licence known to let changed copies be passed on; read that of "
+            f"{base_name(model)} and give its id, one of {', '.join(sorted(CHANGED_COPIES))}; or export the adapters "
+            "alone, as peft"
         )
 
 

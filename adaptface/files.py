@@ -92,7 +92,7 @@ def _full_disk_named(path: Path) -> Iterator[None]:
 
 # An absolute path within a text: of POSIX with two parts at least, of Windows, or a file's address.
 _PART = r"[^\s\\/'\"`()<>|,;]+"
-_PATH = re.compile(rf"(?:file:/+|(?<![\w.:/<~-])/|(?<!\w)[A-Za-z]:[\\/]|\\\\)(?:{_PART}[\\/])+({_PART})")
+_PATH = re.compile(rf"(?:file:/+|(?<![\w./<~-])(?!(?<=:)//)/|(?<!\w)[A-Za-z]:[\\/]|\\\\)(?:{_PART}[\\/])+({_PART})")
 
 
 def without_folders(content: Any) -> Any:

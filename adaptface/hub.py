@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from adaptface.card import is_local
@@ -97,13 +97,8 @@ def push_release(
         )
     push = _Push(folder, repo_id, require_token(repo_id, token))
     push.require_owner()
-    base_is_private = push.require_base(base, config) if base else False
-    is_private = push.require_repository(private)
-    if base_is_private and not is_private:
-        raise PushError(
-            f"{repo_id}: the base {base} is private and this repository is public, so that nobody could load the "
-            f"release; make it private, or the base public. {push.state}"
-        )
+    private_base = base if base and push.require_base(base, config) else None
+    is_private = push.require_repository(private, private_base)
     head, tagged = push.look_up(tag)
     remote = push.list_files(head)
     push.require_release(head, remote, local)
@@ -209,14 +204,23 @@ class _Push:
                 )
         return is_private
 
-    def require_repository(self, private: bool | None) -> bool:
-        """Creates the repository where there is none; returns whether it is private."""
+    def require_repository(self, private: bool | None, private_base: str | None) -> bool:
+        """Creates the repository where there is none; returns whether it is private, as that of a private base must."""
         with self.step("looking for the repository"):
             try:
                 found = bool(self.api.model_info(self.repo_id).private)
             except RepositoryNotFoundError:
-                self.api.create_repo(self.repo_id, private=private, exist_ok=True)
-                found = bool(self.api.model_info(self.repo_id).private)
+                if private_base is None or private:
+                    self.api.create_repo(self.repo_id, private=private, exist_ok=True)
+                    found = bool(self.api.model_info(self.repo_id).private)
+                else:
+                    found = False  # as it would be
+        if private_base is not None and not found:
+            raise PushError(
+                f"{self.repo_id}: the base {private_base} is private and this repository is public, or would be, so "
+                "that nobody could load the release; make it private (--private where it is new), or the base public. "
+                f"{self.state}"
+            )
         if private is not None and found != private:
             is_now, wanted = ("private", "public") if found else ("public", "private")
             raise PushError(
@@ -228,18 +232,22 @@ class _Push:
     def look_up(self, tag: str) -> tuple[str, str | None]:
         """The newest commit, and that of a tag (None without it)."""
         with self.step("looking for the newest commit"):
-            head = self._commit_of(None)
+            head = self._head()
             self.state = f"Users of {self.repo_id} still get commit {head}."
-            try:
-                return head, self._commit_of(tag)
-            except RevisionNotFoundError:
-                return head, None
+            return head, self._commit_of(tag)
 
-    def _commit_of(self, revision: str | None) -> str:
-        sha = self.api.model_info(self.repo_id, revision=revision).sha
+    def _head(self) -> str:
+        sha = self.api.model_info(self.repo_id).sha
         if sha is None:
             raise ValueError("the Hub names no commit")
         return sha
+
+    def _commit_of(self, tag: str) -> str | None:
+        """The commit of a tag; None without it."""
+        refs = self.api.list_repo_refs(self.repo_id)
+        if any(branch.name == tag for branch in refs.branches):
+            raise ValueError(f"a branch has the name of the tag {tag}; rename it there, or give another --version")
+        return next((found.target_commit for found in refs.tags if found.name == tag), None)
 
     def list_files(self, commit: str) -> dict[str, str]:
         """Name and id of each file of a commit; the id is the SHA-256 in large file storage, else git's."""
@@ -272,7 +280,7 @@ class _Push:
             return self.api.create_commit(self.repo_id, operations, commit_message=title, parent_commit=head).oid
         except _ERRORS as error:
             try:
-                now = self._commit_of(None)
+                now = self._head()
                 if now != head and not _differences(self.list_files(now), local):
                     return now  # it is there: only the answer was lost
                 self.state = f"Users of {self.repo_id} {'still ' if now == head else ''}get commit {now}."
@@ -309,7 +317,11 @@ class _Push:
     def tag(self, tag: str, commit: str) -> None:
         """Tags a commit; a tag that someone else made meanwhile must be the same."""
         with self.step(f"the tag {tag}"):
-            self.api.create_tag(self.repo_id, tag=tag, revision=commit, exist_ok=True)
+            try:
+                self.api.create_tag(self.repo_id, tag=tag, revision=commit, exist_ok=True)
+            except _ERRORS:
+                if self._commit_of(tag) != commit:  # else only the answer was lost
+                    raise
             if (found := self._commit_of(tag)) != commit:
                 raise ValueError(f"someone else made it meanwhile, for commit {found}; give another --version")
 

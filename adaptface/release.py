@@ -42,7 +42,7 @@ from adaptface.plots import domain_usage, draw_domain_usage
 from adaptface.tracking import read_log
 from configuration_adaptface import AdaptFaceConfig
 from image_processing_adaptface import AdaptFaceImageProcessor
-from modeling_adaptface import AdaptFaceModel, weights_sha256
+from modeling_adaptface import AdaptFaceModel, tensors_sha256, weights_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED_REQUIREMENTS = ("numpy", "pillow", "safetensors", "torch", "transformers")
@@ -52,11 +52,23 @@ HEADER_BYTES = 100_000  # of a safetensors file, at most
 OTHER_BYTES = 4_000_000  # of any other file
 REMARKS = ("Using a slow image processor as",)  # of transformers 4 on any processor that is not "fast"
 _TOKEN = re.compile(
-    r"(?<![a-z])(?:(?:hf|api_org|gh[pousr]|github_pat|glpat)_[\w.-]{20,}|(?:sk|xox[a-z])-[\w-]{20,}|AKIA[0-9A-Z]{16}"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY)"
+    r"hf_[A-Za-z0-9]{30,}|(?<![a-z])(?:(?:hf|api_org|gh[pousr]|github_pat|glpat)[_-][\w.-]{20,}"
+    r"|(?:sk|xox[a-z])-[\w-]{20,}|AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY)"
+    r"|(?:api|access|secret|auth)_?(?:key|token)\W{1,4}[\w-]{20,}|//[^/\s:@]+:[^/\s@]+@",
+    re.IGNORECASE,
 )
+_HEADER = {"format", "version", "adaptface_version", "training_data"}  # of the weights; the commit where there is one
+_CHUNKS = {b"IHDR", b"PLTE", b"pHYs", b"tEXt", b"IDAT", b"IEND"}  # of a plot's PNG file
+_AUTO_MAPS = {
+    "config.json": {
+        "AutoConfig": "configuration_adaptface.AdaptFaceConfig",
+        "AutoModel": "modeling_adaptface.AdaptFaceModel",
+    },
+    "preprocessor_config.json": {"AutoImageProcessor": "image_processing_adaptface.AdaptFaceImageProcessor"},
+}
 
-# What the card reads of a row of results.json.
+# What the card reads of a point of the thresholds, and of a row of results.json.
+_POINT = ("far", "threshold", "threshold_interval", "measured_far", "far_interval", "tar", "tar_interval")
 _ROW: dict[str, type | tuple[type, ...]] = {
     "benchmark": str, "data": str, "protocol": dict, "embedder": dict, "pairs": int, "accuracy": (int, float),
     "accuracy_std": (int, float), "auc": (int, float), "eer": (int, float), "tar_at_far": list,
@@ -147,6 +159,11 @@ def stage_release(
             f"{results} was not measured with the weights of {model_dir} (SHA-256 {digest}); evaluate them again, or "
             "move the file away to release without results"
         )
+    if fault := _fault_of_thresholds(model.config.thresholds, digest):
+        raise ReleaseError(
+            f"{model_dir}: the thresholds in config.json {fault}; measure them again by eval_benchmarks.py "
+            "--write_thresholds, or set them to null to release without any"
+        )
     processor = AdaptFaceImageProcessor.from_pretrained(model_dir)
     if processor.size["height"] != model.config.image_size:
         raise ReleaseError(
@@ -183,8 +200,25 @@ def stage_release(
             (folder / file).write_bytes(content)
         if scores is not None:
             (folder / "results.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8", newline="\n")
-        check_release(folder, allow_full=allow_full, run_folder=model_dir.parent)
-        return Staged(verify_release(folder, model_dir), cosine)
+        try:
+            check_release(folder, allow_full=allow_full, run_folder=model_dir.parent)
+            return Staged(verify_release(folder, model_dir), cosine)
+        except ReleaseError as error:  # which names a folder that is gone in a moment
+            raise ReleaseError(str(error).replace(str(folder), str(out_dir))) from error
+
+
+def _fault_of_thresholds(thresholds: Mapping[str, Any] | None, digest: str) -> str | None:
+    """What is wrong with thresholds that the card is to show for these weights, or None."""
+    if thresholds is None:
+        return None
+    lacking = [name for name in ("benchmark", "data", "genuine", "impostor", "embedding") if name not in thresholds]
+    for number, point in enumerate(thresholds["operating_points"]):
+        lacking += [f"operating_points[{number}].{name}" for name in _POINT if name not in point]
+    if lacking:
+        return f"lack {', '.join(lacking)}"
+    if thresholds.get("weights_sha256") != digest:
+        return f"were measured with other weights (SHA-256 {thresholds.get('weights_sha256')} instead of {digest})"
+    return None
 
 
 def _require_pinned(config: AdaptFaceConfig, model_dir: Path) -> None:
@@ -284,8 +318,10 @@ def check_release(folder: Path, *, allow_full: bool = False, run_folder: Path | 
         for name in sorted(files)
         if not name.endswith(".safetensors") and (size := (folder / name).stat().st_size) > OTHER_BYTES
     ]
-    if "README.md" in files:
-        faults += _faults_of_card(folder / "README.md")
+    if {"config.json", "preprocessor_config.json"} <= files:
+        faults += _faults_of_settings(folder)
+    if {"README.md", "config.json"} <= files:
+        faults += _faults_of_card(folder)
     if "results.json" in files:
         _read_results(folder / "results.json")
     private = [Path(os.path.expanduser("~")), *([run_folder.resolve()] if run_folder else [])]
@@ -305,13 +341,36 @@ def check_release(folder: Path, *, allow_full: bool = False, run_folder: Path | 
         raise ReleaseError(f"{folder} is no release: " + "; ".join(faults[:10]))
 
 
-def _faults_of_card(file: Path) -> list[str]:
+def _faults_of_settings(folder: Path) -> list[str]:
+    """What config.json and preprocessor_config.json say beyond their classes, or against each other."""
+    faults, sides = [], []
+    known = {
+        "config.json": {*AdaptFaceConfig().to_dict(), "torch_dtype"},
+        "preprocessor_config.json": {*AdaptFaceImageProcessor().to_dict(), "processor_class"},
+    }
+    for name, auto_map in _AUTO_MAPS.items():
+        content = _read_json(folder / name)
+        if content.pop("auto_map", None) != auto_map:
+            faults.append(f"{name} asks for other code than that beside it (auto_map)")
+        if strange := sorted(content.keys() - known[name]):
+            faults.append(f"{name} has unknown fields: {', '.join(strange)[:200]}")
+        sides.append(content.get("image_size", content.get("size")))
+    if sides[1] != {"height": sides[0], "width": sides[0]}:
+        faults.append(f"preprocessor_config.json makes images of {sides[1]}, the model takes {sides[0]} px")
+    return faults
+
+
+def _faults_of_card(folder: Path) -> list[str]:
     try:
-        card = ModelCard.load(file)
+        card = ModelCard.load(folder / "README.md")
     except ValueError as error:
         return [f"README.md is no model card ({error})"]
-    if card.data.to_dict().get("library_name") != "transformers":
+    said = card.data.to_dict()
+    if said.get("library_name") != "transformers":
         return ["README.md is no model card of ours; stage the release again"]
+    base = _read_json(folder / "config.json").get("backbone")
+    if said.get("base_model", base) != base:
+        return [f"README.md names another base ({said['base_model']}) than config.json ({base})"]
     gap = gap_in(str(card))
     return [f"README.md has a gap: {gap}"] if gap else []
 
@@ -325,7 +384,7 @@ def _texts(file: Path) -> list[str]:
         with Image.open(file) as picture:
             said = getattr(picture, "text", {})
             drawn = said.keys() == {"Software"} and said["Software"].startswith("Matplotlib")
-            if picture.format != "PNG" or not drawn:
+            if picture.format != "PNG" or not drawn or not _chunks(file.read_bytes()) <= _CHUNKS:
                 raise ValueError("no picture of eval_benchmarks.py; evaluate again")
         return []
     if file.suffix != ".json":
@@ -334,6 +393,15 @@ def _texts(file: Path) -> list[str]:
     if file.name == "config.json" and content.get("adaptation") != "full":
         content.pop("backbone", None)
     return list(_strings(content))
+
+
+def _chunks(png: bytes) -> set[bytes]:
+    """Kinds of the chunks of a PNG file, and what follows its end."""
+    found, start = set(), 8
+    while start < len(png) and b"IEND" not in found:
+        found.add(png[start + 4 : start + 8])
+        start += 12 + int.from_bytes(png[start : start + 4], "big")  # length, kind, content, checksum
+    return found | ({png[start:]} if start < len(png) else set())
 
 
 def _faults_of_weights(folder: Path, allow_full: bool) -> list[str]:
@@ -356,6 +424,16 @@ def _faults_of_weights(folder: Path, allow_full: bool) -> list[str]:
         elif tensor.shape != wanted[name] or tensor.dtype not in DTYPES.values() or not tensor.isfinite().all():
             faults.append(f"tensor {name} is not of the model's shape, bfloat16 or float32, and finite")
     faults += [f"tensor {name} is missing" for name in sorted(wanted.keys() - tensors.keys())]
+    if len({tensor.dtype for tensor in tensors.values()}) > 1:
+        faults.append("model.safetensors has tensors of several precisions")
+    if config.tensors_sha256 != tensors_sha256(tensors):
+        faults.append("model.safetensors holds other tensors than config.json was saved with (tensors_sha256)")
+    with safe_open(file, framework="np") as opened:
+        header = set(opened.metadata() or {})
+    if header - {"adaptface_commit"} != _HEADER:
+        faults.append(
+            f"the header of model.safetensors has {', '.join(sorted(header))}, not {', '.join(sorted(_HEADER))}"
+        )
     if file.stat().st_size > sum(tensor.nbytes for tensor in tensors.values()) + HEADER_BYTES:
         faults.append("model.safetensors holds more than its tensors")
     if faults or config.adaptation != "lora":
@@ -539,6 +617,9 @@ def _require_replaceable(out_dir: Path, model_dir: Path) -> None:
     """Refuse a target whose replacement would lose anything but an older release."""
     if out_dir.resolve() == model_dir.resolve():
         raise FileExistsError(f"{out_dir} is the model that is to be released; name another folder")
+    if out_dir.is_symlink() or out_dir.resolve() == Path.cwd():
+        what = "a link" if out_dir.is_symlink() else "the folder you work in"
+        raise FileExistsError(f"{out_dir} is {what}, which cannot be replaced; name a new folder")
     if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
         return
     if strangers := ", ".join(strangers_in_release(out_dir)[:5]):

@@ -1,14 +1,17 @@
 """Fixtures shared by all tests: one tiny model, one tiny base on disk, the optional real faces."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import Dinov2Config, Dinov2Model
 
 from configuration_adaptface import AdaptFaceConfig
-from modeling_adaptface import AdaptFaceModel
+from modeling_adaptface import AdaptFaceModel, tensors_sha256
 
 TINY_BACKBONE = {
     "hidden_size": 32,
@@ -35,6 +38,16 @@ def tiny_backbone_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = Dinov2Model(Dinov2Config(**TINY_BACKBONE, initializer_range=0.2))
     base.save_pretrained(folder)
     return folder
+
+
+def replace_tensors(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Give a model folder other weights, as if it had been saved with them; the header stays."""
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        header = file.metadata()
+    save_file(tensors, folder / "model.safetensors", metadata=header)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["tensors_sha256"] = tensors_sha256(tensors)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 @pytest.fixture

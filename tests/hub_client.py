@@ -1,9 +1,9 @@
 """A stranger's process: loads models by name with transformers only. Run by path, with a JSON job on standard input.
 
 The job: `{"clean_load": path of adaptface/clean_load.py, "images": npy file, "answer": JSON file to write,
-"loads": [...]}`, each load being `{"name", "source", "revision", "code_revision", "token", "dtype", "resave",
-"pipeline", "disk"}`, all but the first two optional; "disk" is the size in bytes that files may have. The answer maps
-each name to what was seen. On standard error a line `== NAME` precedes what a load has to say.
+"loads": [...]}`, each load being `{"name", "source", "revision", "code_revision", "token", "force_download", "dtype",
+"resave", "pipeline", "disk"}`, all but the first two optional; "disk" is the size in bytes that files may have. The
+answer maps each name to what was seen. On standard error a line `== NAME` precedes what a load has to say.
 """
 
 import json
@@ -43,7 +43,7 @@ def disk_of(size: int | None) -> Iterator[None]:
 
 def run(load: dict) -> dict:
     source, options = load["source"], {"trust_remote_code": True}
-    options |= {name: load[name] for name in ("revision", "code_revision", "token") if load.get(name)}
+    options |= {name: load[name] for name in ("revision", "code_revision", "token", "force_download") if load.get(name)}
     images = list(np.load(job["images"]))
     config = AutoConfig.from_pretrained(source, **options)
     processor = AutoImageProcessor.from_pretrained(source, **options)

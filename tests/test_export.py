@@ -307,21 +307,15 @@ def test_what_cannot_be_exported_is_refused(tiny_backbone_dir: Path, tmp_path: P
     model = AdaptFaceModel.from_backbone(tiny_backbone_dir, adaptation="frozen", image_size=56)
     with pytest.raises(ValueError, match="nothing to merge"):
         export_backbone(model, tmp_path / "backbone", base_license="apache-2.0")
-    for wrong in ("", "other", "unknown", "apache 2.0", "a/b", "Proprietary", "all-rights-reserved"):
-        with pytest.raises(ValueError, match=rf"base_license '{wrong}' names no licence; .*{tiny_backbone_dir.name}"):
+    for wrong in ("", "other", "apache 2.0", "a/b", "proprietary", "cc-by-nd-4.0", "no-derivatives", "x"):
+        with pytest.raises(ValueError, match=rf"'{wrong}' is no licence known .*{tiny_backbone_dir.name}.* as peft"):
             export_backbone(model, tmp_path / "backbone", base_license=wrong)
     model = mutated(tiny_backbone_dir)
-    for wrong in ("cc-by-nd-4.0", "CC-BY-NC-ND-4.0"):
-        with pytest.raises(ValueError, match=f"'{wrong}' allows no derivatives, .* as peft"):
-            export_backbone(model, tmp_path / "backbone", base_license=wrong)
     for mix in ([1.0, 1.0, 1.0], [1.0], [math.nan, 0.5, 0.5]):
         with pytest.raises(ValueError, match="domain_weights"):
             peft_adapter(model, mix)
     with pytest.raises(ValueError, match="no router"):
         peft_adapter(mutated(tiny_backbone_dir, domains=["general"], router_layer=None), [1.0])
-    for domains in (["a/b", "c"], ["..", "c"], ["old ", "c"], ["Pose", "pose"]):
-        with pytest.raises(ValueError, match=r"rename (it|them)"):
-            export_peft(mutated(tiny_backbone_dir, domains=domains), tmp_path / "peft")
     assert list(tmp_path.iterdir()) == []
 
 

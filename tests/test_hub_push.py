@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load, load_file, save_file
+from safetensors.torch import load, load_file
 
 from adaptface.checkpoint import not_of_a_release
 from image_processing_adaptface import AdaptFaceImageProcessor
 from modeling_adaptface import AdaptFaceModel
-from tests.conftest import build_tiny_model
+from tests.conftest import build_tiny_model, replace_tensors
 from tests.hub_server import HubServer, Repository, visit
 
 BASE, FACES = "user/tiny-dinov2", "user/faces"
@@ -143,100 +143,10 @@ def newer(world: World, tmp_path: Path) -> Path:
     """The next release: other weights, another card, and no results any more."""
     folder = Path(shutil.copytree(world.release, tmp_path / "newer"))
     tensors = load_file(folder / "model.safetensors")
-    save_file(tensors | {"projection.bias": tensors["projection.bias"] + 1}, folder / "model.safetensors")
-    card = (folder / "README.md").read_text(encoding="utf-8")
-    (folder / "README.md").write_text(f"{card}\nNewer.\n", encoding="utf-8")
-    return folder
-
-
-# ------------------------------------------------------------------------------------------------------ what works
-
-
-def test_the_command_stages_and_pushes_in_one_commit(world: World) -> None:
-    assert world.commanded["code"] == 0, world.commanded
-    repository = world.repository(FACES)
-    release, created = repository.history()
-    assert set(repository.commits[created]) == {".gitattributes"}
-    assert _on_hub(repository) == _files(world.release) and not_of_a_release(_on_hub(repository)) == []
-    assert repository.tags == {"v1.0": release} and repository.branches == {"main": release}
-    assert f"{world.hub.url}/{FACES} (public) now holds it: v1.0, {release}" in world.commanded["out"]
-    assert [name for name in load(_on_hub(repository)["model.safetensors"]) if name.startswith("backbone.")] == []
-
-
-def test_pushing_again_changes_nothing(world: World, repo: str, pushed: str) -> None:
-    before = len(world.hub.requests)
-    again = world.push(repo)
-    assert again["commit"] == pushed and again["tag"] == "v1.0" and again["changed"] is False, again
-    assert world.writes(before) == []
-    assert world.repository(repo).history()[0] == pushed and len(world.repository(repo).history()) == 2
-
-
-def test_a_new_version_is_one_more_commit_and_the_old_tag_stays(
-    world: World, repo: str, newer: Path, tmp_path: Path
-) -> None:
-    older = Path(shutil.copytree(world.release, tmp_path / "older"))
-    (older / "results.json").write_text('{"results": []}', encoding="utf-8")
-    first = world.push(repo, older)["commit"]
-    before = len(world.hub.requests)
-    second = world.push(repo, newer, version="1.1")
-    assert second["changed"] is True and second["url"] == f"{world.hub.url}/{repo}", second
-    repository = world.repository(repo)
-    assert repository.history()[:2] == [second["commit"], first]
-    assert repository.tags == {"v1.0": first, "v1.1": second["commit"]}
-    assert _on_hub(repository) == _files(newer) and _on_hub(repository, "v1.0") == _files(older)
-    assert len([path for path in world.writes(before) if path.startswith("/lfs/")]) == 1
-
-
-def test_a_push_that_stopped_before_its_tag_is_ended_by_the_next(world: World, repo: str, pushed: str) -> None:
-    del world.repository(repo).tags["v1.0"]
-    again = world.push(repo)
-    assert again["changed"] is True and again["commit"] == pushed
-    assert world.repository(repo).tags == {"v1.0": pushed} and world.repository(repo).history()[0] == pushed
-
-
-def test_a_private_repository_is_for_its_owner(world: World, repo: str) -> None:
-    first = world.push(repo, private=True)
-    assert first["private"] is True and world.repository(repo).private
-    again = world.push(repo)  # not asked for: it stays private, and the answer says so
-    assert again["private"] is True and again["changed"] is False
-    folder = world.publisher.do(do="download", repo_id=repo, revision="v1.0", token=world.token)["folder"]
-    for token in (None, world.hub.token("stranger")):
-        refused = world.publisher.do(do="download", repo_id=repo, token=token)
-        assert "RepositoryNotFoundError" in refused["error"], refused
-    assert {name: data for name, data in _files(Path(folder)).items() if name != ".gitattributes"} == _files(
-        world.release
-    )
-
-
-def test_pushes_at_the_same_time_are_not_mixed(world: World, repo: str, pushed: str, newer: Path) -> None:
-    """Both saw the same commit; one comes first, the other is refused and pushed on top when it is run again."""
-    other = Path(shutil.copytree(newer, newer.with_name("other")))
-    (other / "README.md").write_text("---\nlibrary_name: transformers\n---\nOther.\n", encoding="utf-8")
-    both = {"2.0": newer, "3.0": other}
-    barrier = threading.Barrier(2)
-    world.hub.meanwhile("POST", f"{repo}/commit/", lambda: barrier.wait(30), times=2)
-    jobs = [{"do": "push", "folder": str(f), "repo_id": repo, "version": v} for v, f in both.items()]
-    answers = world.publisher.do(do="together", token=world.token, jobs=jobs)["answers"]
-    (won,), (lost,) = ([a for a in answers if ("error" in a) is failed] for failed in (False, True))
-    repository = world.repository(repo)
-    assert repository.history()[:2] == [won["commit"], pushed]
-    assert repository.tags == {"v1.0": pushed, won["tag"]: won["commit"]}
-    assert _on_hub(repository) == _files(both[won["tag"][1:]])
-    assert "HTTP 412, A commit has happened since" in lost["error"] and "Someone else pushed meanwhile" in lost["error"]
-    assert f"Users of {repo} get commit {won['commit']}." in lost["error"]
-    (version,) = both.keys() - {won["tag"][1:]}
-    again = world.push(repo, both[version], version=version)
-    assert repository.history()[:3] == [again["commit"], won["commit"], pushed]
-    assert _on_hub(repository) == _files(both[version])
-
-
-# ------------------------------------------------------------------------------------------- what is refused at once
-
-
-def _with_base(release: Path, out: Path, **config: object) -> Path:
-    folder = Path(shutil.copytree(release, out / "other-base"))
-    content = json.loads((folder / "config.json").read_text(encoding="utf-8")) | config
-    (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    replace_tensors(folder, tensors | {"projection.bias": tensors["projection.bias"] + 1})
+    card, name = (folder / "README.md").read_text(encoding="utf-8"), str(content["backbone"])
+    named = "" if Path(name).is_absolute() else f"base_model: {name}\n"  # nobody knows a folder of this machine
+    (folder / "README.md").write_text(card.replace(f"base_model: {BASE}\n", named), encoding="utf-8")
     backbone = Path(str(content["backbone"]))
     base = {"base_model_name_or_path": backbone.name if backbone.is_absolute() else content["backbone"]}
     base["revision"] = content["backbone_revision"]
@@ -301,9 +211,42 @@ def test_what_cannot_be_is_refused_before_anything_changes(
     assert repository.history() == history and repository.tags == tags and not repository.private
 
 
+@pytest.mark.parametrize("private", [None, False])
+def test_a_new_repository_over_a_private_base_is_not_made_public(world: World, repo: str, private: bool | None) -> None:
+    world.repository(BASE).private = True
+    try:
+        refused = world.push(repo, private=private)
+        assert f"the base {BASE} is private and this repository is public, or would be" in refused["error"]
+        assert "Nothing was pushed" in refused["error"] and repo not in world.hub.repositories
+        assert world.push(repo, private=True)["private"] is True
+    finally:
+        world.repository(BASE).private = False
+
+
+def test_an_organisation_and_a_token_of_few_rights_may_push(world: World) -> None:
+    assert world.push("club/faces")["changed"] is True
+    limited = world.hub.token("user", "fineGrained")
+    assert world.push("club/others", token=limited)["changed"] is True
+    answer = world.push("stranger/faces", token=limited)  # the Hub alone knows what it may do
+    assert "HTTP 403" in answer["error"] and "stranger/faces" not in world.hub.repositories
+
+
+def test_a_branch_of_the_tags_name_is_refused(world: World, repo: str, pushed: str, newer: Path) -> None:
+    world.repository(repo).branches["v1.1"] = pushed
+    error = world.push(repo, newer, version="1.1")["error"]
+    assert "a branch has the name of the tag v1.1; rename it there" in error and f"still get commit {pushed}" in error
+    assert world.repository(repo).history()[0] == pushed and world.repository(repo).tags == {"v1.0": pushed}
+
+
+@pytest.mark.parametrize(("version", "tag"), [("v2.0", "v2.0"), ("2.0.lock", None), ("2..0", None)])
+def test_the_name_of_a_tag(world: World, repo: str, version: str, tag: str | None) -> None:
+    answer = world.push(repo, version=version)
+    assert answer.get("tag") == tag and (tag is not None or "makes no tag" in answer["error"])
+
+
 def test_a_new_repository_below_anothers_name_is_not_made(world: World) -> None:
     answer = world.push("stranger/faces")
-    assert "belongs to stranger, and the token is of user, who may write only below user" in answer["error"]
+    assert "belongs to stranger, and the token is of user, who may write only below user, club" in answer["error"]
     assert "stranger/faces" not in world.hub.repositories
 
 
@@ -394,6 +337,12 @@ def test_someone_elses_commit_meanwhile_is_kept(world: World, repo: str, pushed:
     assert world.repository(repo).tags == {"v1.0": pushed}
 
 
+def test_a_lost_answer_to_the_tag_is_looked_up(world: World, repo: str, pushed: str, newer: Path) -> None:
+    world.hub.lose("POST", "/tag/")
+    answer = world.push(repo, newer, version="1.1")
+    assert "error" not in answer and world.repository(repo).tags == {"v1.0": pushed, "v1.1": answer["commit"]}
+
+
 def test_a_lost_answer_is_looked_up(world: World, repo: str, pushed: str, newer: Path) -> None:
     """The commit was made and the connection broke before the answer: no second commit, no error."""
     world.hub.lose("POST", "/commit/")
@@ -438,6 +387,32 @@ def test_a_commit_that_holds_other_content_is_undone(world: World, repo: str, pu
     assert _on_hub(repository) == _files(world.release) != _on_hub(repository, damaged)
     again = world.push(repo, newer, version="1.1")
     assert repository.tags["v1.1"] == again["commit"] and _on_hub(repository) == _files(newer)
+
+
+def test_an_undoing_that_someone_overtakes_is_stated(world: World, repo: str, pushed: str, newer: Path) -> None:
+    """Their commit is kept, and nobody is told that the damaged one was undone."""
+    repository, theirs = world.repository(repo), []
+
+    def overtake() -> None:
+        theirs.append(world.hub.commit(repo, {"LICENSE": b"theirs"}, parent=repository.history()[0]))
+
+    world.hub.corrupt("POST", "/commit/")
+    world.hub.meanwhile("POST", "/commit/", overtake)
+    error = world.push(repo, newer, version="1.1")["error"]
+    damaged = repository.history()[1]
+    assert f"undoing commit {damaged}, in which" in error and "HTTP 412" in error
+    assert f"get the damaged commit {damaged}: revert it there" in error
+    assert repository.history()[0] == theirs[0] and repository.tags == {"v1.0": pushed}
+
+
+def test_an_upload_whose_end_cannot_be_seen_is_stated(world: World, repo: str, pushed: str, newer: Path) -> None:
+    def go_down() -> None:
+        world.hub.fail("GET", rf"/api/models/{repo}$", status=503)
+
+    world.hub.drop("POST", "/commit/", after_bytes=10, action=go_down)
+    error = world.push(repo, newer, version="1.1")["error"]
+    assert f"Unless the commit arrived, which cannot be seen now, users still get commit {pushed}" in error
+    assert world.push(repo, newer, version="1.1")["commit"] == world.repository(repo).history()[0]
 
 
 @pytest.mark.slow
@@ -519,7 +494,7 @@ def visited(world: World, tiny_backbone_dir: Path) -> dict[str, Any]:
     module.write_text(module.read_text(encoding="utf-8") + "\nNEWER = True\n", encoding="utf-8")
     tensors = load_file(newer / "model.safetensors")
     tensors["projection.weight"] = tensors["projection.weight"].flip(0)
-    save_file(tensors, newer / "model.safetensors", metadata={"format": "pt"})
+    replace_tensors(newer, tensors)
     world.push("user/moved", version="1.0")
     world.hub.tag("user/moved", "v2.0", world.hub.commit("user/moved", newer))
     world.push("user/secret", private=True)
@@ -589,3 +564,39 @@ def test_a_snapshot_holds_the_release(world: World) -> None:
     folder = world.publisher.do(do="download", repo_id=FACES, revision="v1.0")["folder"]
     snapshot = _files(Path(folder))
     assert {name: snapshot[name] for name in _files(world.release)} == _files(world.release)
+
+
+def test_a_damaged_download_is_an_error_and_can_be_mended(world: World) -> None:
+    """Of the adapters and of the base; a cut connection is taken up again, and an error of the server is named."""
+    weights = {FACES: r"/user/faces/resolve/[^/]+/model.safetensors", BASE: rf"/{BASE}/resolve/[^/]+/model.safetensors"}
+    for damaged, pattern in weights.items():
+        home = world.tmp / f"damaged-{damaged.replace('/', '-')}"
+        home.mkdir()
+        fault = world.hub.corrupt("GET", pattern)
+        loads = [
+            {"name": "damaged", "source": FACES},
+            {"name": "from the cache", "source": FACES},
+            {"name": "fetched again", "source": FACES, "force_download": True},
+        ]
+        seen = visit(world.hub, home, world.tmp / "images.npy", loads)
+        assert fault.seen == 1
+        for name in ("damaged", "from the cache"):
+            assert "error" in seen[name], f"{damaged}: {name}: loaded as if nothing were wrong"
+            words = "config.json was saved with" if damaged == FACES else "other weights than this model"
+            assert words in seen[name]["error"] and "force_download=True" in seen[name]["error"], seen[name]
+        assert "error" not in seen["fetched again"], seen["fetched again"]
+
+    home = world.tmp / "cut"
+    home.mkdir()
+    world.hub.drop("GET", weights[FACES], after_bytes=1000)
+    seen = visit(world.hub, home, world.tmp / "images.npy", [{"name": "cut", "source": FACES}])
+    assert "error" not in seen["cut"], seen["cut"]
+
+    home = world.tmp / "down"
+    home.mkdir()
+    world.hub.fail("GET", weights[FACES], status=500)
+    world.hub.fail("HEAD", weights[FACES], status=500)
+    loads = [{"name": "down", "source": FACES}, {"name": "up", "source": FACES}]
+    seen = visit(world.hub, home, world.tmp / "images.npy", loads)
+    world.hub.faults.clear()  # it is asked for by one of the two
+    assert "error" not in seen["up"] and ("error" not in seen["down"] or "500" in seen["down"]["error"]), seen

@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from transformers import Dinov2Model
 
 from adaptface import __version__, release
@@ -36,6 +37,7 @@ from adaptface.release import (
 from configuration_adaptface import AdaptFaceConfig
 from image_processing_adaptface import AdaptFaceImageProcessor
 from modeling_adaptface import AdaptFaceModel
+from tests.conftest import replace_tensors
 
 
 def main(arguments: list[str]) -> int:
@@ -175,10 +177,20 @@ def test_the_card_tells_what_the_files_hold(released: Path) -> None:
     assert {re.split("[<>=]", line)[0] for line in requirements} == set(release.SHIPPED_REQUIREMENTS)
 
 
-def test_the_example_in_the_card_runs(released: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_in_the_card_runs(
+    released: Path, tiny_backbone_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code, peft = re.findall(r"```python\n(.*?)```", (released / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert 'subfolder="peft")  # or "peft/experts/general"' in peft
     images = [np.random.default_rng(1).integers(0, 256, (112, 112, 3), dtype=np.uint8)]
+    if find_spec("peft"):  # a base that is stored in half precision is loaded in float32
+        (name,) = re.findall(r'Dinov2Model.from_pretrained\("([^"]+)"', peft)
+        Dinov2Model.from_pretrained(tiny_backbone_dir, dtype=torch.float16).save_pretrained(tmp_path / name)
+        shutil.copytree(released, tmp_path / released.name)
+        monkeypatch.chdir(tmp_path)
+        of_peft: dict = {}
+        exec(peft, of_peft)
+        assert {parameter.dtype for parameter in of_peft["model"].parameters()} == {torch.float32}
     monkeypatch.chdir(released.parent)
     scope: dict = {"images": images}
     exec(code, scope)
@@ -212,8 +224,9 @@ def test_absolute_paths_of_any_system_are_cut() -> None:
     within = [
         "12 images of /mnt/cluster/alice/lfw.bin are", "see `/srv/x/lfw.bin`", "[x](/srv/x/lfw.bin)", "file:///mnt/lfw.bin",
         r"at C:\Users\bob\lfw.bin", "--note=see /mnt/a/lfw.bin", r"on \\server\share\lfw.bin",
+        "path:/mnt/a/lfw.bin",
     ]  # fmt: skip
-    assert [text.count("lfw.bin") for text in without_folders(within)] == [1] * 7
+    assert [text.count("lfw.bin") for text in without_folders(within)] == [1] * 8
     assert not any(word in text for text in without_folders(within) for word in ("mnt", "srv", "bob", "share", "file:"))
     addresses = ["https://arxiv.org/abs/2304.07193", "a/b/c", "q/k/v", "1 / (1 + exp(3))", "and/or", "</b>", "~/x/y"]
     assert without_folders(addresses) == addresses
@@ -264,6 +277,16 @@ def test_a_release_that_needs_what_it_does_not_declare_is_refused(
     module = broken / "configuration_adaptface.py"
     module.write_text(f"import {name}\n" + module.read_text(encoding="utf-8"), encoding="utf-8")
     with pytest.raises(ReleaseError, match=rf"does not load in a clean process(?s:.*){name}"):
+        verify_release(broken, run / "best")
+
+
+@pytest.mark.slow
+def test_a_release_that_warns_is_refused(released: Path, run: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(released, tmp_path / "broken"))
+    module = broken / "modeling_adaptface.py"
+    text = module.read_text(encoding="utf-8")
+    module.write_text(f"{text}\nimport warnings\n\nwarnings.warn('look out', UserWarning)\n", encoding="utf-8")
+    with pytest.raises(ReleaseError, match="loads, but not silently: look out"):
         verify_release(broken, run / "best")
 
 
@@ -396,6 +419,55 @@ class TestStaging:
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         assert list(tmp_path.iterdir()) == []
+
+    def test_thresholds_of_other_weights_are_refused(self, run: Path, tmp_path: Path) -> None:
+        best = Path(shutil.copytree(run / "best", tmp_path / "best"))
+        digest = hashlib.sha256((best / "model.safetensors").read_bytes()).hexdigest()
+        point = {
+            "far": 0.1, "threshold": 0.5, "threshold_interval": [0.4, 0.6], "measured_far": 0.1,
+            "far_interval": [0, 0.2], "tar": 0.9, "tar_interval": [0.8, 1],
+        }  # fmt: skip
+        thresholds = {
+            "benchmark": "dev", "data": "synthetic", "genuine": 50, "impostor": 50, "embedding": "raw sum",
+            "weights_sha256": digest, "operating_points": [point], "calibration": {"slope": 1.0, "intercept": 0.0},
+        }  # fmt: skip
+        _edit(best / "config.json", thresholds=thresholds)
+        stage_release(best, None, tmp_path / "out")
+        assert "Measured on dev" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+        for wrong, words in (
+            (thresholds | {"weights_sha256": "0" * 64}, "were measured with other weights"),
+            ({key: value for key, value in thresholds.items() if key != "data"}, "lack data"),
+            (
+                thresholds | {"operating_points": [{"far": 0.1, "threshold": 0.5}]},
+                r"lack operating_points\[0\].threshold_i",
+            ),
+        ):
+            _edit(best / "config.json", thresholds=wrong)
+            with pytest.raises(ReleaseError, match=rf"the thresholds in config.json {words}.*--write_thresholds"):
+                stage_release(best, None, tmp_path / "other")
+        assert not (tmp_path / "other").exists()
+
+    def test_places_that_cannot_be_replaced(
+        self, run: Path, released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        target = Path(shutil.copytree(released, tmp_path / "target"))
+        (tmp_path / "link").symlink_to(target)
+        with pytest.raises(FileExistsError, match="link is a link, which cannot be replaced; name a new folder"):
+            stage_release(run / "best", None, tmp_path / "link")
+        monkeypatch.chdir(target)
+        with pytest.raises(FileExistsError, match="is the folder you work in"):
+            stage_release(run / "best", None, Path(".").absolute())
+
+    def test_a_fault_is_named_in_the_folder_that_was_asked_for(
+        self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def check(folder: Path, **options: object) -> None:
+            raise ReleaseError(f"{folder} is no release: why")
+
+        monkeypatch.setattr(release, "check_release", check)
+        with pytest.raises(ReleaseError) as error:
+            stage_release(run / "best", None, tmp_path / "out")
+        assert str(error.value) == f"{tmp_path / 'out'} is no release: why"
 
     @pytest.mark.parametrize("revision", [None, "main"])
     def test_a_base_that_is_not_pinned_is_refused(self, run: Path, tmp_path: Path, revision: str | None) -> None:
@@ -598,6 +670,61 @@ def test_the_list_of_files_and_tensors(released: Path, tmp_path: Path) -> None:
         assert words in str(error.value)
 
 
+def _edit(file: Path, **values: object) -> None:
+    content = json.loads(file.read_text(encoding="utf-8")) | values
+    file.write_text(json.dumps({name: value for name, value in content.items() if value is not None}), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("config.json", {"auto_map": {"AutoModel": "evil/repo--modeling_adaptface.AdaptFaceModel"}}, "other code"),
+        ("config.json", {"auto_map": None}, r"config.json asks for other code than that beside it \(auto_map\)"),
+        ("preprocessor_config.json", {"auto_map": None}, "preprocessor_config.json asks for other code"),
+        ("config.json", {"picture": "iVBORw0KGgo="}, "config.json has unknown fields: picture"),
+        ("preprocessor_config.json", {"note": "x" * 999}, "preprocessor_config.json has unknown fields: note"),
+        ("preprocessor_config.json", {"size": {"height": 112, "width": 112}}, "the model takes 56 px"),
+        ("config.json", {"backbone": "user/other"}, "README.md names another base"),
+        ("config.json", {"tensors_sha256": "0" * 64}, r"other tensors than config.json was saved with"),
+    ],
+)
+def test_what_a_release_says_of_itself_is_compared(
+    released: Path, tmp_path: Path, name: str, values: dict[str, object], words: str
+) -> None:
+    copy = Path(shutil.copytree(released, tmp_path / "copy"))
+    card = (copy / "README.md").read_text(encoding="utf-8")
+    (copy / "README.md").write_text(card.replace("---\n", "---\nbase_model: user/base\n", 1), encoding="utf-8")
+    _edit(copy / "config.json", backbone="user/base")
+    _edit(copy / name, **values)
+    with pytest.raises(ReleaseError, match=words):
+        check_release(copy)
+
+
+def _with_header(file: Path, metadata: dict[str, str], padding: int = 0) -> None:
+    content = save(load_file(file), metadata=metadata)
+    size = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + size] + b" " * padding
+    file.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + size :])
+
+
+def test_the_header_of_the_weights_is_complete_and_no_hiding_place(released: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(released, tmp_path / "copy"))
+    for name in ("model.safetensors", "peft/adapter_model.safetensors"):
+        with safe_open(released / name, framework="pt") as file:
+            metadata = file.metadata()
+        _with_header(copy / name, metadata, padding=release.HEADER_BYTES)
+        with pytest.raises(ReleaseError, match=r"holds more than its tensors|is not the adapter of this model"):
+            check_release(copy)
+        shutil.copyfile(released / name, copy / name)
+    _with_header(copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ReleaseError, match=r"the header of model.safetensors has format, not adaptface_version, "):
+        check_release(copy)
+    tensors = load_file(released / "model.safetensors")
+    replace_tensors(copy, tensors | {"projection.bias": tensors["projection.bias"].float()})
+    with pytest.raises(ReleaseError, match="has tensors of several precisions"):
+        check_release(copy)
+
+
 @pytest.mark.parametrize("name", ["LICENSE", "requirements.txt", "modeling_adaptface.py"])
 def test_what_the_project_gives_to_a_release_is_unchanged_in_it(released: Path, tmp_path: Path, name: str) -> None:
     copy = Path(shutil.copytree(released, tmp_path / "copy"))
@@ -627,13 +754,18 @@ def test_a_photo_is_no_plot(released: Path, tmp_path: Path) -> None:
     face = Image.new("RGB", (112, 112))
     said = PngInfo()
     said.add_text("Comment", "hf_" + "aB3" * 11)
-    for save in (
+    drawn, of_matplotlib, exif = copy / "plots" / "domain_usage.png", PngInfo(), Image.Exif()
+    plot, exif[0x010E] = drawn.read_bytes(), "/home/someone"
+    of_matplotlib.add_text("Software", "Matplotlib version 3")
+    for write in (
         lambda: face.save(copy / "plots" / "roc.png", "JPEG"),
         lambda: face.save(copy / "plots" / "roc.png"),
         lambda: face.save(copy / "plots" / "roc.png", pnginfo=said),
         lambda: (copy / "plots" / "roc.png").write_bytes(b"PK"),
+        lambda: (copy / "plots" / "roc.png").write_bytes(plot + b"hidden"),
+        lambda: face.save(copy / "plots" / "roc.png", pnginfo=of_matplotlib, exif=exif),
     ):
-        save()
+        write()
         with pytest.raises(ReleaseError, match=r"plots/roc.png cannot be read \("):
             check_release(copy)
 
@@ -689,12 +821,40 @@ def test_no_base_hides_among_the_adapters_for_peft(
         check_release(copy)
 
 
+@pytest.mark.parametrize(
+    "token",
+    [
+        "xhf_" + "aB3" * 11, "api_org_" + "a" * 30, "ghp_" + "a" * 36, "github_pat_" + "a" * 30, "glpat-" + "a" * 20,
+        "sk-" + "a" * 40, "xoxb-" + "1" * 24, "AKIA" + "A" * 16, "-----BEGIN RSA PRIVATE KEY", "https://me:pw@host/x",
+        "WANDB_API_KEY=" + "a1" * 20,
+    ],
+)  # fmt: skip
+def test_any_kind_of_token_is_found(released: Path, tmp_path: Path, token: str) -> None:
+    copy = Path(shutil.copytree(released, tmp_path / "copy"))
+    with open(copy / "README.md", "a", encoding="utf-8") as card:
+        card.write(f"\nas {token} said\n")
+    with pytest.raises(ReleaseError, match=r"README.md holds a token, .*\.\.\."):
+        check_release(copy)
+
+
+def test_the_home_folder_is_found_by_its_name_alone(
+    released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(released, tmp_path / "copy"))
+    with open(copy / "README.md", "a", encoding="utf-8") as card:
+        card.write("\nmade in /quux\n")
+    check_release(copy)
+    monkeypatch.setenv("HOME", "/quux")
+    with pytest.raises(ReleaseError, match=r"README.md holds a path of this machine in 'made in /quux'"):
+        check_release(copy)
+
+
 @pytest.mark.parametrize("name", ["results.json", "README.md", "modeling_adaptface.py", "model.safetensors"])
 def test_a_token_is_found(released: Path, tmp_path: Path, name: str) -> None:
     copy = Path(shutil.copytree(released, tmp_path / "copy"))
     token = "hf_" + "aB3" * 11
     if name.endswith(".safetensors"):
-        save_file(load_file(copy / name), copy / name, metadata={"format": "pt", "note": token})
+        save_file(load_file(copy / name), copy / name, metadata={"format": "pt", "version": token})
     else:
         text = (copy / name).read_text(encoding="utf-8")
         changed = json.dumps(json.loads(text) | {"note": token}) if name.endswith(".json") else f"{text}\n# {token}\n"
