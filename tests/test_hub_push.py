@@ -144,6 +144,99 @@ def newer(world: World, tmp_path: Path) -> Path:
     folder = Path(shutil.copytree(world.release, tmp_path / "newer"))
     tensors = load_file(folder / "model.safetensors")
     replace_tensors(folder, tensors | {"projection.bias": tensors["projection.bias"] + 1})
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    (folder / "README.md").write_text(f"{card}\nNewer.\n", encoding="utf-8")
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------------ what works
+
+
+def test_the_command_stages_and_pushes_in_one_commit(world: World) -> None:
+    assert world.commanded["code"] == 0, world.commanded
+    repository = world.repository(FACES)
+    release, created = repository.history()
+    assert set(repository.commits[created]) == {".gitattributes"}
+    assert _on_hub(repository) == _files(world.release) and not_of_a_release(_on_hub(repository)) == []
+    assert repository.tags == {"v1.0": release} and repository.branches == {"main": release}
+    assert f"{world.hub.url}/{FACES} (public) now holds it: v1.0, {release}" in world.commanded["out"]
+    assert [name for name in load(_on_hub(repository)["model.safetensors"]) if name.startswith("backbone.")] == []
+
+
+def test_pushing_again_changes_nothing(world: World, repo: str, pushed: str) -> None:
+    before = len(world.hub.requests)
+    again = world.push(repo)
+    assert again["commit"] == pushed and again["tag"] == "v1.0" and again["changed"] is False, again
+    assert world.writes(before) == []
+    assert world.repository(repo).history()[0] == pushed and len(world.repository(repo).history()) == 2
+
+
+def test_a_new_version_is_one_more_commit_and_the_old_tag_stays(
+    world: World, repo: str, newer: Path, tmp_path: Path
+) -> None:
+    older = Path(shutil.copytree(world.release, tmp_path / "older"))
+    (older / "results.json").write_text('{"results": []}', encoding="utf-8")
+    first = world.push(repo, older)["commit"]
+    before = len(world.hub.requests)
+    second = world.push(repo, newer, version="1.1")
+    assert second["changed"] is True and second["url"] == f"{world.hub.url}/{repo}", second
+    repository = world.repository(repo)
+    assert repository.history()[:2] == [second["commit"], first]
+    assert repository.tags == {"v1.0": first, "v1.1": second["commit"]}
+    assert _on_hub(repository) == _files(newer) and _on_hub(repository, "v1.0") == _files(older)
+    assert len([path for path in world.writes(before) if path.startswith("/lfs/")]) == 1
+
+
+def test_a_push_that_stopped_before_its_tag_is_ended_by_the_next(world: World, repo: str, pushed: str) -> None:
+    del world.repository(repo).tags["v1.0"]
+    again = world.push(repo)
+    assert again["changed"] is True and again["commit"] == pushed
+    assert world.repository(repo).tags == {"v1.0": pushed} and world.repository(repo).history()[0] == pushed
+
+
+def test_a_private_repository_is_for_its_owner(world: World, repo: str) -> None:
+    first = world.push(repo, private=True)
+    assert first["private"] is True and world.repository(repo).private
+    again = world.push(repo)  # not asked for: it stays private, and the answer says so
+    assert again["private"] is True and again["changed"] is False
+    folder = world.publisher.do(do="download", repo_id=repo, revision="v1.0", token=world.token)["folder"]
+    for token in (None, world.hub.token("stranger")):
+        refused = world.publisher.do(do="download", repo_id=repo, token=token)
+        assert "RepositoryNotFoundError" in refused["error"], refused
+    assert {name: data for name, data in _files(Path(folder)).items() if name != ".gitattributes"} == _files(
+        world.release
+    )
+
+
+def test_pushes_at_the_same_time_are_not_mixed(world: World, repo: str, pushed: str, newer: Path) -> None:
+    """Both saw the same commit; one comes first, the other is refused and pushed on top when it is run again."""
+    other = Path(shutil.copytree(newer, newer.with_name("other")))
+    (other / "README.md").write_text("---\nlibrary_name: transformers\n---\nOther.\n", encoding="utf-8")
+    both = {"2.0": newer, "3.0": other}
+    barrier = threading.Barrier(2)
+    world.hub.meanwhile("POST", f"{repo}/commit/", lambda: barrier.wait(30), times=2)
+    jobs = [{"do": "push", "folder": str(f), "repo_id": repo, "version": v} for v, f in both.items()]
+    answers = world.publisher.do(do="together", token=world.token, jobs=jobs)["answers"]
+    (won,), (lost,) = ([a for a in answers if ("error" in a) is failed] for failed in (False, True))
+    repository = world.repository(repo)
+    assert repository.history()[:2] == [won["commit"], pushed]
+    assert repository.tags == {"v1.0": pushed, won["tag"]: won["commit"]}
+    assert _on_hub(repository) == _files(both[won["tag"][1:]])
+    assert "HTTP 412, A commit has happened since" in lost["error"] and "Someone else pushed meanwhile" in lost["error"]
+    assert f"Users of {repo} get commit {won['commit']}." in lost["error"]
+    (version,) = both.keys() - {won["tag"][1:]}
+    again = world.push(repo, both[version], version=version)
+    assert repository.history()[:3] == [again["commit"], won["commit"], pushed]
+    assert _on_hub(repository) == _files(both[version])
+
+
+# ------------------------------------------------------------------------------------------- what is refused at once
+
+
+def _with_base(release: Path, out: Path, **config: object) -> Path:
+    folder = Path(shutil.copytree(release, out / "other-base"))
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8")) | config
+    (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
     card, name = (folder / "README.md").read_text(encoding="utf-8"), str(content["backbone"])
     named = "" if Path(name).is_absolute() else f"base_model: {name}\n"  # nobody knows a folder of this machine
     (folder / "README.md").write_text(card.replace(f"base_model: {BASE}\n", named), encoding="utf-8")
