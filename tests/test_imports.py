@@ -19,7 +19,8 @@ LAYERS = {
         "adaptface.cache", "adaptface.checkpoint", "adaptface.files", "adaptface.memory", "adaptface.processes",
         "adaptface.tracking", "adaptface.report", "adaptface.plots", "adaptface.data"},
     2: {"adaptface.embedders", "adaptface.embedding", "adaptface.evaluation", "adaptface.templates",
-        "adaptface.thresholds", "adaptface.card", "adaptface.clean_load"},
+        "adaptface.thresholds", "adaptface.card", "adaptface.clean_load", "adaptface.explain",
+        "adaptface.explain_assets", "adaptface.explain_page", "adaptface.explain_plots"},
     3: {"adaptface.export", "adaptface.release", "adaptface.hub"},
     4: {*SCRIPTS, "adaptface.cli"},
 }  # fmt: skip
