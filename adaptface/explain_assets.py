@@ -1,4 +1,4 @@
-"""How a page of [`adaptface.explain_page`] looks and behaves: its style sheet and its script, both part of the page; colours."""
+"""How a page of [`adaptface.explain_page`] looks and behaves: style sheet and script, part of the page; and colours."""
 
 import json
 from collections import Counter
@@ -46,8 +46,8 @@ section { border-top: 1px solid var(--line); padding-bottom: 1rem; }
 .columns > div:last-child { flex: 1 1 300px; min-width: 0; }
 .face { position: relative; width: 224px; aspect-ratio: 1; background: var(--face) 0 0 / 100% 100%;
   border-radius: 4px; }
-.bar { display: grid; grid-template-columns: minmax(5em, 9em) 1fr 4em; gap: .6em; align-items: center; max-width: 40em;
-  margin: .25em 0; }
+.bar { display: grid; grid-template-columns: minmax(5em, 9em) 1fr 4.5em; gap: .6em; align-items: center;
+  max-width: 40em; margin: .25em 0; }
 .bar > :first-child { overflow-wrap: anywhere; } .bar b { text-align: right; font-variant-numeric: tabular-nums; }
 .track { position: relative; height: .9em; background: var(--track); border-radius: 2px; overflow: hidden; }
 .track i, .track u { position: absolute; inset: 0 auto 0 0; background: var(--accent); }

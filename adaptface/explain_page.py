@@ -46,7 +46,7 @@ from adaptface.files import new_folder, without_folders, write_text_atomically
 from image_processing_adaptface import ImageLike
 
 MOST_IMAGES = 16  # on a page: each is looked at token by token
-_PATCH_BYTES = 2_000_000  # of a page, for what each patch looks at
+_PATCH_BYTES = 2_600_000  # of a page, for what each patch looks at
 _GENERATOR = '<meta name="generator" content="adaptface explain">'
 
 
@@ -141,8 +141,12 @@ def _written(out: Path) -> Iterator[tuple[Path | None, Callable[[str], None]]]:
         return
     if out.exists() and not (out.is_file() and _GENERATOR.encode() in out.read_bytes()[:1000]):
         raise FileExistsError(f"{out} is no page of adaptface explain; name another one, or move it away")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    yield None, lambda page: write_text_atomically(out, page)
+
+    def write(page: str) -> None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(out, page)
+
+    yield None, write
 
 
 def _files(out: Path) -> list[Path]:
@@ -263,6 +267,9 @@ def _image_section(config: Any, name: str, look: ImageLook, most_bytes: int) -> 
         "Compare it with other images of this model only."
     )
     maps = f'<div class="maps" style="--columns:{heads + 1}">{_cls_maps(look.attention, blocks, heads)}</div>'
+    used = ""
+    if config.adaptation == "lora":
+        used = ", adapters and this image's own mix included" if config.has_router else ", adapters included"
     return f"""<section class="look" style="--face:url({face});--grey:url({grey});--side:{side}">
 <h2>{_text(name)}</h2>
 <div class="columns">
@@ -270,9 +277,9 @@ def _image_section(config: Any, name: str, look: ImageLook, most_bytes: int) -> 
 <div>{facts}<p class="note">{norm_note}</p>{_mix(config, look.mix)}</div>
 </div>
 <h3>Where CLS looks</h3>
-<p class="note">CLS becomes the embedding. A row is a block, and each map is scaled to its own strongest patch; point at
-it for numbers. Attention is read from the q and k that the adapters changed, with this image's own mix: what was read,
-not why the embedding came out as it did.</p>
+<p class="note">CLS becomes the embedding. A row is a block, a column a head. Each map is scaled to its own strongest
+patch; point at it for numbers. This is the attention that the model used{used}: what was read, not why the embedding
+came out as it did.</p>
 <div class="scroll">{maps}</div>
 {_patch_section(look.attention, most_bytes)}
 </section>"""
@@ -296,7 +303,7 @@ def _mix(config: Any, mix: np.ndarray | None) -> str:
 def _cls_maps(attention: np.ndarray, blocks: int, heads: int) -> str:
     """A row of maps a block: the mean of the heads, then each head."""
     columns: list[tuple[str, int | None]] = [("mean", None), *((f"head {head}", head) for head in range(heads))]
-    cells = ["<span></span>", *(f"<span>{name}</span>" for name, _ in columns)]
+    cells = ["<span></span>", "<span>mean</span>", *(f"<span>{head}</span>" for head in range(heads))]
     for block in range(blocks):
         cells.append(f"<span>{block}</span>")
         for name, head in columns:
@@ -349,8 +356,8 @@ def pack_attention(attention: np.ndarray, most_bytes: int) -> tuple[dict[str, in
     """Attention of one image as text that a page can carry, coarser if it must be smaller.
 
     Of each token that looks it holds the greatest attention to a patch and the attention to CLS, in 1/65535, and the
-    attention to each patch in steps of that greatest one. Tried in this order until it fits: 255 steps, 15 steps, both
-    with the mean of the heads in place of each.
+    attention to each patch in steps of that greatest one. Tried in this order until it fits: 255, 15 and 7 steps, then
+    the same with the mean of the heads in place of each. What would have to take less than a bit a number is not tried.
 
     Args:
         attention (`np.ndarray` of shape `(L, heads, 1 + N, 1 + N)`): see [`attention_maps`].
@@ -361,11 +368,13 @@ def pack_attention(attention: np.ndarray, most_bytes: int) -> tuple[dict[str, in
     """
     side = grid_side(attention)
     for maps in (attention, attention.mean(1, keepdims=True)):
+        if maps.size > 8 * most_bytes:
+            continue
         peak = maps[..., 1:].max(-1)  # (L, heads, 1 + N)
         whole = [np.rint(65535 * np.clip(part, 0, 1)).astype("<u2").tobytes() for part in (peak, maps[..., 0])]
-        for levels in (255, 15):
+        for levels in (255, 15, 7):
             steps = np.rint(levels * maps[..., 1:] / np.maximum(peak, 1e-12)[..., None]).astype(np.uint8)
-            text = base64.b64encode(zlib.compress(b"".join([*whole, steps.tobytes()]), 9)).decode()
+            text = base64.b64encode(zlib.compress(b"".join([*whole, steps.tobytes()]))).decode()
             if len(text) <= most_bytes:
                 return {"blocks": maps.shape[0], "heads": maps.shape[1], "side": side, "levels": levels}, text
     return None

@@ -117,7 +117,7 @@ def _patches(name: str, look: ImageLook) -> Figure:
     blocks = look.attention.shape[0]
     columns = min(4, blocks)
     rows = -(-blocks // columns)
-    figure = new_figure(3 * columns, 0.5 + 3.1 * rows)
+    figure = new_figure(3 * columns, 0.6 + 2.7 * rows)
     title = f"which patch looks at which: {name}\na row looks, a column is looked at, patches row by row"
     figure.suptitle(title, fontsize="small", parse_math=False)
     side = grid_side(look.attention)
