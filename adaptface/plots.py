@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Colours that colour-blind people tell apart: Paul Tol's bright scheme, for embedders Okabe and Ito's without yellow.
 GENUINE, IMPOSTOR = "#4477aa", "#ee6677"
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _LINES = ("-", "--", ":", "-.")  # once the colours are used up
 _HATCHES = ("", "//", "..", "xx")
 _PICTURES = ("roc.png", "det.png", "scores.png", "domains.png", "worst_pairs_*.png")
@@ -104,7 +104,8 @@ def remove_plots(folder: Path) -> None:
             file.unlink()
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches."""
     from matplotlib.figure import Figure  # without pyplot: no window, no global state
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -114,8 +115,8 @@ def _styles(names: Sequence[str]) -> dict[str, _Style]:
     """Colour, line and hatch of each embedder, the same in all pictures."""
     styles = {}
     for number, name in enumerate(names):
-        turn = number // len(_COLOURS) % len(_LINES)
-        styles[name] = _Style(_COLOURS[number % len(_COLOURS)], _LINES[turn], _HATCHES[turn])
+        turn = number // len(COLOURS) % len(_LINES)
+        styles[name] = _Style(COLOURS[number % len(COLOURS)], _LINES[turn], _HATCHES[turn])
     return styles
 
 
@@ -154,7 +155,7 @@ def _curves(
     """A panel a benchmark, a curve an embedder."""
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = _figure(5 * columns, 4.2 * rows)
+    figure = new_figure(5 * columns, 4.2 * rows)
     handles: dict[str, Any] = {}
     for number, panel in enumerate(panels, start=1):
         axes = figure.add_subplot(rows, columns, number)
@@ -203,7 +204,7 @@ def _det(axes: Axes, panel: _Panel, styles: dict[str, _Style]) -> list[Any]:
 def _histograms(embedders: Sequence[str], scored: Sequence[Scored]) -> Figure:
     """A row of panels an embedder, a column a benchmark, all over one range of similarities."""
     rows, columns = (list(dict.fromkeys(keys)) for keys in (embedders, [id(one.benchmark) for one in scored]))
-    figure = _figure(max(5.0, 3.4 * len(columns)), 0.6 + 2.2 * len(rows))
+    figure = new_figure(max(5.0, 3.4 * len(columns)), 0.6 + 2.2 * len(rows))
     limits = _common_range(scored)
     handles: dict[str, Any] = {}
     for embedder, one in zip(embedders, scored, strict=True):
@@ -265,7 +266,7 @@ def _domains(groups: Sequence[_Bars], styles: dict[str, _Style]) -> Figure:
     """A group of bars a domain, a bar an embedder."""
     embedders = list(groups[0].accuracies)  # each is run on every benchmark
     width = 0.8 / len(embedders)
-    figure = _figure(max(5.0, len(groups) * max(1.2, 0.4 * (len(embedders) + 1)) + 1), 4)  # a number fits over a bar
+    figure = new_figure(max(5.0, len(groups) * max(1.2, 0.4 * (len(embedders) + 1)) + 1), 4)  # a number fits over a bar
     axes = figure.add_subplot()
     handles: dict[str, Any] = {}
     for number, embedder in enumerate(embedders):
@@ -291,7 +292,7 @@ def _sheet(embedder: str, pair_set: PairSet, similarities: np.ndarray) -> Figure
     """The faces of the worst pairs."""
     impostors, genuine = _worst(pair_set.same, similarities)
     kinds = {"impostor pairs, most alike": impostors, "genuine pairs, least alike": genuine}
-    figure = _figure(1.5 * _WORST, 7.2)
+    figure = new_figure(1.5 * _WORST, 7.2)
     figure.suptitle(f"{embedder}, {_title(pair_set)}")
     for row, (kind, pairs) in enumerate(kinds.items()):
         axes = figure.add_subplot(2, 1, row + 1)
@@ -320,7 +321,7 @@ def domain_usage(log: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, flo
 
 def draw_domain_usage(usage: dict[str, list[tuple[int, float]]], path: Path) -> None:
     """Draw what [`domain_usage`] found, as shares that add up to one."""
-    figure = _figure(6, 3.2)
+    figure = new_figure(6, 3.2)
     axes = figure.add_subplot()
     steps = [step for step, _ in next(iter(usage.values()))]
     axes.stackplot(steps, [[share for _, share in points] for points in usage.values()], labels=list(usage), alpha=0.8)

@@ -53,7 +53,7 @@ def test_limits_come_of_the_counts_whatever_the_order(draw: Any) -> None:
 def test_limits_stay_where_results_are() -> None:
     """Few pairs leave an axis of a decade, many an axis down to the lowest rate that results give."""
     panel = plots._Panel("", 15_000_000, 5, [])
-    axes = plots._figure(4, 4).add_subplot()
+    axes = plots.new_figure(4, 4).add_subplot()
     plots._roc(axes, panel, {})
     assert axes.get_xlim() == pytest.approx((1e-6, 1))
     plots._det(axes, panel, {})
