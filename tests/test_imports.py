@@ -22,8 +22,8 @@ LAYERS = {
         "adaptface.thresholds", "adaptface.training", "adaptface.card", "adaptface.clean_load", "adaptface.explain",
         "adaptface.explain_assets", "adaptface.explain_page", "adaptface.explain_plots"},
     3: {"adaptface.estimate", "adaptface.export", "adaptface.onnx_export", "adaptface.release", "adaptface.hub",
-        "adaptface.runtime", "adaptface.faces"},
-    4: {"adaptface", *SCRIPTS, "adaptface.cli"},
+        "adaptface.runtime", "adaptface.faces", "adaptface"},
+    4: {*SCRIPTS, "adaptface.cli"},
 }  # fmt: skip
 LEAVES = {"adaptface.losses", "adaptface.metrics", "adaptface.data"}
 
