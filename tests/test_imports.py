@@ -15,12 +15,12 @@ SCRIPTS = {"train_accelerate", "eval_benchmarks", "dev"}
 # The layer of each module; it may import lower layers, and its own. What is not named here fails the test.
 LAYERS = {
     0: SHIPPED,
-    1: {"adaptface", "adaptface.losses", "adaptface.metrics", "adaptface.schedule", "adaptface.settings",
+    1: {"adaptface.losses", "adaptface.metrics", "adaptface.schedule", "adaptface.settings",
         "adaptface.cache", "adaptface.checkpoint", "adaptface.files", "adaptface.memory", "adaptface.processes",
-        "adaptface.tracking", "adaptface.report", "adaptface.plots", "adaptface.data"},
+        "adaptface.tracking", "adaptface.report", "adaptface.plots", "adaptface.data", "adaptface.detection"},
     2: {"adaptface.embedders", "adaptface.embedding", "adaptface.evaluation", "adaptface.templates",
-        "adaptface.thresholds", "adaptface.card", "adaptface.clean_load"},
-    3: {"adaptface.export", "adaptface.release", "adaptface.hub"},
+        "adaptface.thresholds", "adaptface.card", "adaptface.clean_load", "adaptface.faces"},
+    3: {"adaptface", "adaptface.export", "adaptface.release", "adaptface.hub"},
     4: {*SCRIPTS, "adaptface.cli"},
 }  # fmt: skip
 LEAVES = {"adaptface.losses", "adaptface.metrics", "adaptface.data"}
