@@ -41,6 +41,12 @@ LARGEST = 320  # pixels: a wider face is left to a smaller size
 BEST = 180  # pixels: faces about so wide get the steadiest landmarks
 OVERLAP = 0.4  # intersection over union from which on two boxes are one face
 
+# YuNet finds faces that are upside down or on their side, too, and takes the mouth for the eyes, but is a little less
+# sure of them: of 40 photos and 500 crops the surest face scored 0.90 to 0.96; turned by quarters 0.93 at most, and
+# never more than its upright self.
+SURE = 0.92  # no face of a higher score is turned
+MARGIN = 0.01  # by which a turned photo's surest face must be surer than the upright photo's
+
 Choice = Literal["largest", "central", "all"]
 
 
@@ -79,6 +85,12 @@ class Face:
     def turn(self) -> float:
         """How far the head is turned; see [`~data.domains.yaw_proxy`]."""
         return float(yaw_proxy(self.landmarks[:3].reshape(1, 6))[0])
+
+    @cached_property
+    def roll(self) -> float:
+        """How far the head is tilted in the picture, in degrees from -180 to 180; clockwise is positive."""
+        x, y = self.landmarks[1] - self.landmarks[0]
+        return float(np.degrees(np.arctan2(y, x)))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -210,28 +222,45 @@ class FaceDetector:
     def detect(self, photo: ImageLike, name: str | None = None) -> list[Face]:
         """The faces in a photo, the largest first; none is an empty list.
 
+        A photo may lie on its side or upside down, also without an EXIF orientation that says so: then its faces have
+        a `roll` of about 90 degrees or more. All its faces are taken to be turned alike.
+
         Args:
-            photo: as for `AdaptFaceImageProcessor.load`. A face that is on its side or upside down is not found unless
-                the photo's EXIF orientation says so.
+            photo: as for `AdaptFaceImageProcessor.load`.
             name (`str`, *optional*): what to call the photo in an error; its path by default.
         Raises:
             FileNotFoundError, TypeError, ValueError: see `AdaptFaceImageProcessor.load`.
         """
         pixels = np.asarray(self._processor.load(photo, name))  # (H, W, 3), RGB
+        found = self._faces(pixels, SIDES)
+        quarters, sure = 0, max((face.score for face in found), default=0.0)
+        if sure >= SURE:
+            return found
+        for turn in (1, 2, 3):
+            turned = self._faces(np.rot90(pixels, turn), SIDES[:2])
+            surest = max((face.score for face in turned), default=0.0)
+            if surest > sure + MARGIN:
+                quarters, sure = turn, surest
+        if quarters:
+            turned = self._faces(np.rot90(pixels, quarters), SIDES)
+            found = [_turned_back(face, quarters, pixels.shape) for face in turned]
+        return found
+
+    def _faces(self, pixels: np.ndarray, sides: Sequence[int]) -> list[Face]:
+        """The faces in an image, all taken to be upright, looked at in several sizes."""
         height, width = pixels.shape[:2]
         longest = max(width, height)
-        sides = [SIDES[0], *(min(side, longest) for last, side in pairwise(SIDES) if longest > last)]
+        used = [sides[0], *(min(side, longest) for last, side in pairwise(sides) if longest > last)]
         found: list[tuple[float, Face]] = []  # how far the face's width is from the best one, and the face
-        for side in reversed(sides):  # each from the one before: the largest is shrunk once
+        for side in reversed(used):  # each from the one before: the largest is shrunk once
             small = (max(1, round(width * side / longest)), max(1, round(height * side / longest)))
             shrinks = small[0] < pixels.shape[1]
             how = self._cv2.INTER_AREA if shrinks else self._cv2.INTER_LINEAR
             pixels = self._cv2.resize(pixels, small, interpolation=how)
             scale = np.array([width, height]) / small
             for row in self._rows(pixels):
-                if row[2] > LARGEST and side != SIDES[0]:
-                    continue
-                found.append((abs(np.log(row[2] / BEST)), _face(row, scale)))
+                if row[2] <= LARGEST or side == sides[0]:
+                    found.append((abs(np.log(row[2] / BEST)), _face(row, scale)))
         kept: list[Face] = []
         for _, face in sorted(found, key=lambda pair: pair[0]):
             if all(_overlap(face.box, other.box) < OVERLAP for other in kept):
@@ -260,6 +289,16 @@ def _face(row: np.ndarray, scale: np.ndarray) -> Face:
     width, height = row[2:4] * scale
     landmarks = (row[4:14].reshape(5, 2) + 0.5) * scale - 0.5
     return Face((float(left), float(top), float(width), float(height)), landmarks, float(row[14]))
+
+
+def _turned_back(face: Face, quarters: int, shape: tuple[int, ...]) -> Face:
+    """A face of `np.rot90(pixels, quarters)`, in pixels of the image of this shape."""
+    (x, y, width, height), landmarks = face.box, face.landmarks
+    for turn in range(quarters, 0, -1):
+        side = shape[1] if turn % 2 else shape[0]  # the turned image's height: the width before this turn
+        x, y, width, height = side - y - height, x, height, width
+        landmarks = np.stack([side - 1 - landmarks[:, 1], landmarks[:, 0]], axis=1)
+    return Face((x, y, width, height), landmarks, face.score)
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:

@@ -42,6 +42,8 @@ SMALL = 12.0  # pixels between the eyes: 0.60 there, 0.55 at 10
 DARK, BRIGHT = 20.0, 225.0  # mean luma of the face, 0 to 255: about 0.5 and 0.56 there
 BLURRED = 10.0  # variance of the Laplacian: 0.55 there; of 99 in 100 faces it is above 40
 TURNED = 0.35  # of Face.turn; see data.domains.yaw_proxy
+TILTED = 25.0  # degrees: at 30 half of the landmarks are off by a quarter of the eyes' distance or more
+ASIDE = 60.0  # degrees: the whole photo lies on its side
 UNSURE = 0.8  # score; of 40 photos of people the lowest right one was 0.82
 COLOURLESS = 2  # grey levels that the channels differ by at most
 
@@ -430,7 +432,7 @@ class FaceEmbedder:
         if not found:
             raise NoFaceError(
                 f"{name}: no face was found in {photo.width} x {photo.height} px. Pass aligned=True if it is a face "
-                "crop already; else turn it upright, or take a photo that shows the face larger"
+                "crop already; else take a photo that shows the face larger and more clearly"
             )
         warnings = []
         if faces != "all" and len(found) > 1:
@@ -441,13 +443,15 @@ class FaceEmbedder:
             try:
                 crop = self.processor.align(photo, face.landmarks, name)
             except ValueError as error:
-                reason = str(error)
+                width, height = face.box[2:]
+                reason = f"{width:.0f} x {height:.0f} px: {str(error).removeprefix(f'{name}: ')}"
                 continue
             usable += 1
             yield self._crop(index, name, crop, face, warnings + _warnings(face))
         if not usable:
             raise NoFaceError(
-                f"{name}: what looks like a face cannot be aligned ({reason}); take a photo that shows the face better"
+                f"{name}: a face was found, but cannot be aligned ({reason}). Take a photo that shows it larger and "
+                "more clearly"
             )
 
     def _crop(self, index: int, name: str, crop: Image.Image, face: Face | None, warnings: list[str]) -> _Prepared:
@@ -509,6 +513,14 @@ def _warnings(face: Face) -> list[str]:
     if face.score < UNSURE:
         found.append(f"the detector is not sure that this is a face (score {face.score:.2f}, below {UNSURE:g})")
     found += _small(face.eye_distance)
+    if abs(face.roll) > ASIDE:
+        found.append(
+            f"the photo is not upright, and no EXIF orientation says so: the face is turned by {face.roll:.0f}°"
+        )
+    elif abs(face.roll) > TILTED:
+        found.append(
+            f"the head is tilted by {abs(face.roll):.0f}°, over {TILTED:g}: turn the photo so that it is upright"
+        )
     if abs(face.turn) > TURNED:
         found.append(
             f"the head is turned: the nose is {abs(face.turn):.2f} eye distances off the middle of the eyes, over "
