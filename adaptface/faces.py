@@ -458,7 +458,7 @@ class FaceEmbedder:
         try:
             pixel_values = self.embedder.preprocess(crop)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+            raise ValueError(f"{name}: {str(error).removeprefix('Image image: ')}") from error
         return _Prepared(index, name, face, pixel_values, (*warnings, *_crop_warnings(crop)))
 
     @torch.inference_mode()
