@@ -101,6 +101,7 @@ def test_all_faces_of_a_photo_get_a_row_each(embedder: FaceEmbedder) -> None:
     np.testing.assert_allclose(largest.embeddings, every.embeddings[[0, 3]], atol=1e-6)
     np.testing.assert_allclose(central.embeddings, every.embeddings[[2, 5]], atol=1e-6)
     assert every.warnings == ((),) * 6
+    assert [len(batch) for batch in embedder.embed_batches(photos, batch_size=4, faces="all")] == [4, 2]
     assert largest.warnings[0] == ("3 faces were found; the largest one was taken",)
     assert embedder.detect(photos[0]) == faces and embedder.detect(photos[0], "largest") == faces[:1]
 
