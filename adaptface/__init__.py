@@ -1,3 +1,27 @@
 """AdaptFace: Domain-Aware LoRA face embeddings on a frozen vision backbone."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adaptface.detection import FaceDetector as FaceDetector
+    from adaptface.faces import FaceEmbedder as FaceEmbedder
+
 __version__ = "0.1.0"
+
+# What can be imported from here, and the module that has it: imported when it is asked for.
+_LAZY = {
+    "FaceDetector": "adaptface.detection",
+    "FaceEmbedder": "adaptface.faces",
+}
+__all__ = ["FaceDetector", "FaceEmbedder", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'adaptface' has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -100,12 +100,13 @@ def _identity(embedder: Embedder, *code: object, **more: Any) -> dict[str, Any]:
     return {**described, **more, "processor": settings, "code": digest, "versions": versions}
 
 
-def check_model(name: str, revision: str | None = None) -> None:
+def check_model(name: str, revision: str | None = None, **hub: Any) -> None:
     """Refuse what is neither a model folder nor a model of the Hub, before anything large is read.
 
     Args:
         name: folder or Hub id. What looks like a path, and what exists, is taken for a folder.
         revision: revision on the Hub.
+        hub: `token`, `cache_dir` or `local_files_only`, as `from_pretrained` takes them.
     Raises:
         OSError: says which of both was looked for, and what is there instead.
     """
@@ -119,7 +120,7 @@ def check_model(name: str, revision: str | None = None) -> None:
     if name.startswith((".", "~")) or name.count("/") > 1 or "\\" in name or folder.is_absolute():
         raise FileNotFoundError(f"there is no folder {name}")
     try:
-        if cached_file(name, "config.json", revision=revision) is None:
+        if cached_file(name, "config.json", revision=revision, **hub) is None:
             raise OSError("it has no config.json")
     except OSError as error:
         at = f" at revision {revision}" if revision else ""
@@ -157,13 +158,30 @@ class ModelEmbedder:
 
     @classmethod
     def from_pretrained(
-        cls, folder_or_id: str | Path, revision: str | None = None, device: torch.device | str | None = None
+        cls,
+        folder_or_id: str | Path,
+        revision: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        code_revision: str | None = None,
+        **hub: Any,
     ) -> ModelEmbedder:
-        """Load a model and its processor in float32, as any user would: `AutoModel` with `trust_remote_code`."""
+        """Load a model and its processor as any user would: `AutoModel` with `trust_remote_code`.
+
+        Args:
+            folder_or_id: folder, or id on the Hub.
+            revision, code_revision: commit, tag or branch on the Hub, of the model and of the code that comes with it.
+            device: the accelerator by default, else the CPU.
+            dtype: of the weights; features are float32 in any case.
+            hub: `token`, `cache_dir` or `local_files_only`, as `from_pretrained` takes them.
+        """
         name = str(folder_or_id)
-        processor = AutoImageProcessor.from_pretrained(name, revision=revision, trust_remote_code=True)
-        model = AutoModel.from_pretrained(name, revision=revision, trust_remote_code=True, dtype=torch.float32)
-        return cls(model.to(device or default_device()), processor, name, weights_sha256(name, revision, {}))
+        options: dict[str, Any] = {"revision": revision, "trust_remote_code": True, **hub}
+        if code_revision is not None:
+            options["code_revision"] = code_revision
+        processor = AutoImageProcessor.from_pretrained(name, **options)
+        model = AutoModel.from_pretrained(name, dtype=dtype, **options)
+        return cls(model.to(device or default_device()), processor, name, weights_sha256(name, revision, hub))
 
     @property
     def device(self) -> torch.device:
