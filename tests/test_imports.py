@@ -16,8 +16,8 @@ SCRIPTS = {"train_accelerate", "eval_benchmarks", "dev"}
 LAYERS = {
     0: SHIPPED,
     1: {"adaptface", "adaptface.losses", "adaptface.metrics", "adaptface.schedule", "adaptface.settings",
-        "adaptface.cache", "adaptface.checkpoint", "adaptface.files", "adaptface.memory", "adaptface.processes",
-        "adaptface.tracking", "adaptface.report", "adaptface.plots", "adaptface.data"},
+        "adaptface.cache", "adaptface.checkpoint", "adaptface.files", "adaptface.gallery", "adaptface.memory",
+        "adaptface.processes", "adaptface.tracking", "adaptface.report", "adaptface.plots", "adaptface.data"},
     2: {"adaptface.embedders", "adaptface.embedding", "adaptface.evaluation", "adaptface.templates",
         "adaptface.thresholds", "adaptface.card", "adaptface.clean_load"},
     3: {"adaptface.export", "adaptface.release", "adaptface.hub"},
