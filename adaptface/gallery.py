@@ -410,7 +410,7 @@ class Gallery:
             return int(self._owners[row]), hashlib.blake2b(self._vectors[row], digest_size=16).digest()
 
         present = np.flatnonzero(np.isin(self._owners[:start], self._owners[start:end]))
-        seen = set(map(digest, present))
+        seen = {digest(int(row)) for row in present}
         new = []
         for row in range(start, end):
             key = digest(row)
