@@ -313,15 +313,12 @@ class Gallery:
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._lock:
             content = {"version": VERSION, "dim": self.dim, "model": self.model}
-            schema = pa.schema(
-                {"identity": pa.string(), "source": pa.string(), "embedding": pa.list_(pa.float32(), self.dim)},
-                metadata={_METADATA: json.dumps(content)},
-            )
+            schema = _schema(self.dim).with_metadata({_METADATA: json.dumps(content)})
             options: dict[str, Any] = {
                 "use_dictionary": ["identity"],
                 "compression": "none",
-                "write_page_checksum": True,
-            }
+            }  # embeddings have no pattern
+            options |= {"write_statistics": ["identity"], "write_page_checksum": True}
             with replacing(path) as partial:
                 partial.unlink(missing_ok=True)  # of an interrupted save
                 partial.touch(mode=0o600)
@@ -331,7 +328,9 @@ class Gallery:
                         columns = [
                             pa.array([self._names[number] for number in self._owners[rows]], pa.string()),
                             pa.array(self._sources[rows], pa.string()),
-                            pa.FixedSizeListArray.from_arrays(pa.array(self._vectors[rows].ravel()), self.dim),
+                            pa.FixedSizeListArray.from_arrays(
+                                pa.array(self._vectors[rows].ravel()), type=schema.field("embedding").type
+                            ),
                         ]
                         file.write_table(pa.Table.from_arrays(columns, schema=schema))
 
@@ -356,6 +355,8 @@ class Gallery:
                 content = _content(path, file.schema_arrow.metadata)
                 gallery = cls(content["dim"], model=content["model"])
                 gallery._check_model(model, "the queries", str(path))
+                if not file.schema_arrow.equals(_schema(gallery.dim)):
+                    raise ValueError(f"{path}: its columns are not those that Gallery.save writes; take a copy of it")
                 templates = file.metadata.num_rows
                 if templates * gallery.dim * 4 > path.stat().st_size:  # before memory is taken for them
                     raise ValueError(f"{path}: damaged: it is too small for {templates} templates; take a copy of it")
@@ -373,7 +374,7 @@ class Gallery:
         end = self._count + len(table)
         identities = table["identity"].to_pylist()
         vectors = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        if vectors.shape != (len(table) * self.dim,) or vectors.dtype != np.float32 or not all(identities):
+        if vectors.shape != (len(table) * self.dim,) or not all(identities):
             raise ValueError(f"{path}: damaged: a template lacks its identity or numbers; take a copy of it")
         vectors = vectors.reshape(-1, self.dim)
         lengths = np.einsum("ij,ij->i", vectors, vectors)
@@ -441,6 +442,20 @@ def _json_ready(model: Mapping[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise ValueError(f"model must be a mapping of texts, numbers, lists and mappings ({error})") from error
     return content
+
+
+def _schema(dim: int) -> Any:
+    """Columns of a file."""
+    import pyarrow as pa
+
+    number = pa.field("element", pa.float32(), nullable=False)
+    return pa.schema(
+        [
+            pa.field("identity", pa.string(), nullable=False),
+            pa.field("source", pa.string()),
+            pa.field("embedding", pa.list_(number, dim), nullable=False),
+        ]
+    )
 
 
 def _content(path: Path, metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
