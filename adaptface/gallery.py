@@ -286,7 +286,12 @@ class Gallery:
             size = self.dim // 2 if self.dim % 2 == 0 else self.dim  # codes of a template, 4 bits each
             codes = self._faiss.IndexPQFastScan(self.dim, size, 4, self._faiss.METRIC_INNER_PRODUCT)
             sample = np.random.default_rng(0).choice(self._count, min(SAMPLE, self._count), replace=False)
-            codes.train(self._vectors[np.sort(sample)])
+            threads = self._faiss.omp_get_max_threads()
+            self._faiss.omp_set_num_threads(1)  # steps so small that threads wait for each other: up to 30 times slower
+            try:
+                codes.train(self._vectors[np.sort(sample)])
+            finally:
+                self._faiss.omp_set_num_threads(threads)
             self._add_codes(codes, 0, self._count)
             self._codes, self._codes_of = codes, self._count
         return self._codes

@@ -523,7 +523,7 @@ for _ in range(3):
         assert [int(m[0].identity) for m in found] == list(range(600))
         agree = sum(int(m[1].identity) == e for m, e in zip(found, expected))
         assert agree >= 598, (exact, agree)
-assert torch.get_num_threads() == 2
+assert torch.get_num_threads() == faiss.omp_get_max_threads() == 2
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
