@@ -20,7 +20,7 @@ LAYERS = {
         "adaptface.tracking", "adaptface.report", "adaptface.plots", "adaptface.data"},
     2: {"adaptface.embedders", "adaptface.embedding", "adaptface.evaluation", "adaptface.templates",
         "adaptface.thresholds", "adaptface.card", "adaptface.clean_load"},
-    3: {"adaptface.export", "adaptface.release", "adaptface.hub"},
+    3: {"adaptface.export", "adaptface.onnx_export", "adaptface.release", "adaptface.hub", "adaptface.runtime"},
     4: {*SCRIPTS, "adaptface.cli"},
 }  # fmt: skip
 LEAVES = {"adaptface.losses", "adaptface.metrics", "adaptface.data"}
