@@ -225,10 +225,12 @@ def _quantized(proto: Any) -> Any:
 
     with tempfile.TemporaryDirectory() as folder, _quiet():
         file = Path(folder) / "int8.onnx"
-        # The blocks' matrices read tokens and are MatMul; router and projection read one vector an image and are Gemm.
+        # The blocks' matrices read tokens and are MatMul; router and projection read one vector an image and are Gemm,
+        # of which the quantizer makes MatMul under other names.
+        blocks = [node.name for node in proto.graph.node if node.op_type == "MatMul"]
         quantize_dynamic(
-            proto, file, op_types_to_quantize=["MatMul"], per_channel=True, reduce_range=True,
-            weight_type=QuantType.QInt8,
+            proto, file, op_types_to_quantize=["MatMul"], nodes_to_quantize=blocks, per_channel=True,
+            reduce_range=True, weight_type=QuantType.QInt8,
         )  # fmt: skip
         found = onnx.load(file)
     del found.metadata_props[:]  # the quantizer's own, which are no JSON

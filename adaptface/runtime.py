@@ -60,13 +60,16 @@ def load_engine(model: AdaptFaceModel, name: str, *, cache_dir: Path | None = No
         return _TorchEngine(model)
     if model.device.type != "cpu":
         raise ValueError(f"engine {name!r} runs on the CPU and the model is on {model.device}: choose 'torch'")
-    side = model.config.image_size
-    if ENGINES[name] == "openvino":
-        core = _openvino_core()
-        if name == "openvino-bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise ValueError("engine 'openvino-bf16': this processor has no bfloat16 arithmetic; choose 'openvino'")
-        return _OpenVinoEngine(core, _conversion(model, False, cache_dir), side, bf16=name == "openvino-bf16")
-    return _OnnxEngine(_conversion(model, name == "onnx-int8", cache_dir), side)
+    core = _openvino_core() if ENGINES[name] == "openvino" else None
+    if name == "openvino-bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise ValueError("engine 'openvino-bf16': this processor has no bfloat16 arithmetic; choose 'openvino'")
+    path = _conversion(model, name == "onnx-int8", cache_dir)
+    try:
+        if core is not None:
+            return _OpenVinoEngine(core, path, model.config.image_size, bf16=name == "openvino-bf16")
+        return _OnnxEngine(path, model.config.image_size)
+    except (ValueError, RuntimeError) as error:  # RuntimeError: OpenVINO's
+        raise ValueError(f"{path} cannot be loaded: delete it, and it is made again ({error})") from error
 
 
 class EngineEmbedder:
@@ -152,6 +155,7 @@ def _images(pixel_values: torch.Tensor | np.ndarray, side: int) -> np.ndarray:
 
 
 def _openvino_core() -> Any:
+    """OpenVINO's entry point."""
     try:
         import openvino
     except ImportError as error:

@@ -50,7 +50,7 @@ def build(backbone: Path, **options: Any) -> AdaptFaceModel:
             if name.endswith("lora_B"):
                 parameter.normal_(std=0.2)
             elif name.startswith("router."):
-                parameter.mul_(20)
+                parameter.mul_(8)
     return model.eval()
 
 
@@ -154,8 +154,8 @@ def test_int8(tiny_backbone_dir: Path, tmp_path: Path) -> None:
     whole = {name for name, t in tensors.items() if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 2}
     # qkv, out, fc1, fc2, A and B of qkv and of out for three blocks, qkv and its B cut in two in the last one
     assert len(whole) == 3 * 8 + 2
-    floats = {tuple(t.dims) for t in tensors.values() if t.data_type == onnx.TensorProto.FLOAT}
-    assert {(16, 32), (256, 32), (3, 256)} <= floats  # projection and router
+    floats = {tuple(sorted(t.dims)) for t in tensors.values() if t.data_type == onnx.TensorProto.FLOAT}
+    assert floats >= {(16, 32), (32, 256), (3, 256)}  # projection and router
 
 
 CONSUMER = """
