@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -59,9 +60,9 @@ def export_onnx(
     """Write a model as one ONNX file for others, with all that they need to use it.
 
     Input `pixel_values` (B, 3, S, S); outputs `features` (B, E), `embeddings` (B, E), of length 1, and with a router
-    `domain_weights` (B, K); all float32, B is free. `metadata_props` holds, each as JSON, what to do to an image
-    (`image_size`, `image_mean`, `image_std`, `rescale_factor`, `resample`), `domains` (columns of `domain_weights`),
-    `thresholds`, `precision`, and where the weights come from; no folder of this machine.
+    `domain_weights` (B, K); all float32; B is free, but with int8 it is 1. `metadata_props` holds, each as JSON, what
+    to do to an image (`image_size`, `image_mean`, `image_std`, `rescale_factor`, `resample`), `domains` (columns of
+    `domain_weights`), `thresholds`, `precision`, and where the weights come from; no folder of this machine.
 
     Args:
         model (`AdaptFaceModel`): of any device and dtype; it is left as it is.
@@ -115,8 +116,9 @@ def write_onnx(
     Args:
         model, path: see [`export_onnx`].
         quantize (`bool`): matrices of the blocks become int8 (symmetric, a scale for each output, of seven bits so that
-            sums do not saturate on processors without VNNI); their inputs are rounded image by image as they come.
-            Patch embedding, router, projection and attention stay float32.
+            sums do not saturate on processors without VNNI); their inputs are rounded as they come, by one scale for
+            all of a batch. The file takes one image at a time, so that no image changes another one's embedding. Patch
+            embedding, router, projection and attention stay float32.
         metadata (`dict`, *optional*): goes into the file, each value as JSON.
     Returns:
         Largest cosine distance between embeddings of file and model, of three noise images.
@@ -152,7 +154,7 @@ def write_onnx(
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         partial.write_bytes(proto.SerializeToString())
-        found = torch.from_numpy(open_onnx(partial).run(["embeddings"], {"pixel_values": noise.numpy()})[0])
+        found = torch.from_numpy(run_onnx(open_onnx(partial), noise.numpy())["embeddings"])
         distance = float((1 - F.cosine_similarity(found.double(), expected.double())).max())
         if not distance <= (math.inf if quantize else PARITY):  # NaN included
             raise ValueError(
@@ -160,6 +162,14 @@ def write_onnx(
                 f"model's; torch {torch.__version__} exported it wrongly, use the versions of constraints.txt"
             )
     return distance
+
+
+def run_onnx(session: Any, images: np.ndarray) -> dict[str, np.ndarray]:
+    """All outputs of a file for images (B, 3, S, S), by name; one image at a time where the file wants that."""
+    names = [output.name for output in session.get_outputs()]
+    step = 1 if session.get_inputs()[0].shape[0] == 1 else max(1, len(images))
+    parts = [session.run(names, {"pixel_values": images[i : i + step]}) for i in range(0, len(images), step)]
+    return {name: np.concatenate(arrays) for name, *arrays in zip(names, *parts, strict=True)}
 
 
 class _Graph(nn.Module):
@@ -234,6 +244,8 @@ def _quantized(proto: Any) -> Any:
         )  # fmt: skip
         found = onnx.load(file)
     del found.metadata_props[:]  # the quantizer's own, which are no JSON
+    for value in (*found.graph.input, *found.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import sys
 import threading
 from collections.abc import Callable
 from importlib.metadata import version
@@ -21,7 +22,7 @@ from filelock import FileLock
 from adaptface import onnx_export
 from adaptface.cache import default_cache_dir
 from adaptface.embedders import ModelEmbedder, open_onnx
-from adaptface.onnx_export import write_onnx
+from adaptface.onnx_export import run_onnx, write_onnx
 from modeling_adaptface import AdaptFaceModel
 
 # Engine -> package that runs it; what each is worth stands in docs/deploy.md.
@@ -60,7 +61,7 @@ def load_engine(model: AdaptFaceModel, name: str, *, cache_dir: Path | None = No
         return _TorchEngine(model)
     if model.device.type != "cpu":
         raise ValueError(f"engine {name!r} runs on the CPU and the model is on {model.device}: choose 'torch'")
-    core = _openvino_core() if ENGINES[name] == "openvino" else None
+    core: Any = _openvino_core() if ENGINES[name] == "openvino" else None
     if name == "openvino-bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise ValueError("engine 'openvino-bf16': this processor has no bfloat16 arithmetic; choose 'openvino'")
     path = _conversion(model, name == "onnx-int8", cache_dir)
@@ -117,12 +118,9 @@ class _OnnxEngine:
     def __init__(self, path: Path, side: int) -> None:
         self._side = side
         self._session = open_onnx(path)
-        self._outputs = [output.name for output in self._session.get_outputs() if output.name != "embeddings"]
 
     def __call__(self, pixel_values: torch.Tensor | np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
-        found = self._session.run(self._outputs, {"pixel_values": _images(pixel_values, self._side)})
-        tensors = dict(zip(self._outputs, map(torch.from_numpy, found), strict=True))
-        return tensors["features"], tensors.get("domain_weights")
+        return _named(run_onnx(self._session, _images(pixel_values, self._side)))
 
 
 class _OpenVinoEngine:
@@ -134,7 +132,6 @@ class _OpenVinoEngine:
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",  # its own choice would be bf16 where there is some
         }
-        # Read by OpenVINO's own frontend: `openvino.convert_model` would send telemetry.
         self._request = core.compile_model(core.read_model(path), "CPU", settings).create_infer_request()
         self._lock = threading.Lock()  # a request runs once at a time
 
@@ -142,8 +139,13 @@ class _OpenVinoEngine:
         images = _images(pixel_values, self._side)
         with self._lock:
             found = self._request.infer({"pixel_values": images}).to_dict()  # copies
-        tensors = {output.get_any_name(): torch.from_numpy(array) for output, array in found.items()}
-        return tensors["features"], tensors.get("domain_weights")
+        return _named({output.get_any_name(): array for output, array in found.items()})
+
+
+def _named(outputs: dict[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Features and, where there are any, domain weights of a graph's outputs."""
+    weights = outputs.get("domain_weights")
+    return torch.from_numpy(outputs["features"]), None if weights is None else torch.from_numpy(weights)
 
 
 def _images(pixel_values: torch.Tensor | np.ndarray, side: int) -> np.ndarray:
@@ -155,11 +157,23 @@ def _images(pixel_values: torch.Tensor | np.ndarray, side: int) -> np.ndarray:
 
 
 def _openvino_core() -> Any:
-    """OpenVINO's entry point."""
+    """OpenVINO's entry point, without its telemetry.
+
+    Importing openvino 2025 and 2026 sends an event to Google Analytics, unasked, and leaves an identifier in the user's
+    home. Where the package openvino_telemetry is absent openvino does neither; here it is absent while openvino is
+    imported.
+    """
+    hidden = "openvino_telemetry"
+    absent = hidden not in sys.modules
+    if absent:
+        sys.modules[hidden] = None  # type: ignore[assignment]
     try:
         import openvino
     except ImportError as error:
         raise ImportError("this engine needs OpenVINO: pip install adaptface[openvino]") from error
+    finally:
+        if absent:
+            del sys.modules[hidden]
     return openvino.Core()
 
 

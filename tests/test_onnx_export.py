@@ -18,7 +18,7 @@ from safetensors.torch import save
 
 from adaptface import onnx_export
 from adaptface.embedders import ModelEmbedder, OnnxEmbedder, open_onnx
-from adaptface.onnx_export import OnnxExport, export_onnx, write_onnx
+from adaptface.onnx_export import OnnxExport, export_onnx, run_onnx, write_onnx
 from configuration_adaptface import AdaptFaceConfig
 from image_processing_adaptface import AdaptFaceImageProcessor
 from modeling_adaptface import AdaptFaceModel
@@ -59,9 +59,7 @@ def noise(count: int, side: int = 56) -> torch.Tensor:
 
 
 def run(path: Path, images: torch.Tensor) -> dict[str, np.ndarray]:
-    session = open_onnx(path)
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, {"pixel_values": images.numpy()}), strict=True))
+    return run_onnx(open_onnx(path), images.numpy())
 
 
 def metadata(path: Path) -> dict[str, Any]:
@@ -149,6 +147,9 @@ def test_int8(tiny_backbone_dir: Path, tmp_path: Path) -> None:
         expected = model.float()(noise(3))
     distance = 1 - (found["embeddings"] * expected.pooler_output.numpy()).sum(1)
     assert 1e-7 < distance.max() < 0.02 and 1e-7 < export.distance < 0.02
+    alone = np.concatenate([run(path, noise(3)[i : i + 1])["features"] for i in range(3)])
+    np.testing.assert_array_equal(found["features"], alone)  # int8's scales would be those of the whole batch
+    torch.testing.assert_close(OnnxEmbedder(path)(noise(3)), torch.from_numpy(alone))
     assert metadata(path)["precision"] == "int8" and "int8" in metadata(path)["notice"]
     tensors = {t.name: t for t in onnx.load(path).graph.initializer}
     whole = {name for name, t in tensors.items() if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 2}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -29,15 +30,17 @@ def noise(count: int) -> torch.Tensor:
     return torch.randn(count, 3, 56, 56, generator=torch.Generator().manual_seed(3))
 
 
-def distances(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    return 1 - torch.nn.functional.cosine_similarity(found.double(), expected.double())
+def need(*packages: str) -> None:
+    """Skip without them. They are not imported: `import openvino` alone would send telemetry."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"no {package}")
 
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Conversions of `tiny_model`, which is the same in each test."""
-    for package in PACKAGES:
-        pytest.importorskip(package)
+    need(*PACKAGES)
     return tmp_path_factory.mktemp("engines") / "new"
 
 
@@ -57,7 +60,7 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "bound"), [("onnx", 1e-10), ("openvino", 1e-10), ("onnx-int8", 0.02)])
+@pytest.mark.parametrize(("name", "bound"), [("onnx", 1e-5), ("openvino", 1e-5), ("onnx-int8", 0.15)])
 def test_an_engine_computes_what_the_model_does(
     tiny_model: AdaptFaceModel, cache: Path, name: str, bound: float
 ) -> None:
@@ -67,9 +70,9 @@ def test_an_engine_computes_what_the_model_does(
     for images in (noise(7), noise(7).numpy(), noise(7)[:1], noise(7).flip(-1).flip(-1)[:3]):
         features, weights = engine(images)
         assert features.dtype == torch.float32 and features.shape == (len(images), 16) and weights is not None
-        assert distances(features, expected.features[: len(images)]).max() < bound
-        torch.testing.assert_close(features, expected.features[: len(images)], rtol=0, atol=max(2e-5, 10 * bound))
-        torch.testing.assert_close(weights, expected.domain_weights[: len(images)], rtol=0, atol=max(1e-5, bound))
+        wanted = expected.features[: len(images)]
+        assert ((features - wanted).norm(dim=1) / wanted.norm(dim=1)).max() < bound
+        torch.testing.assert_close(weights, expected.domain_weights[: len(images)], rtol=0, atol=bound)
     first, _ = engine(noise(7))
     engine(noise(7).flip(0))
     torch.testing.assert_close(first, engine(noise(7))[0])  # no view of memory that the next call writes to
@@ -141,7 +144,7 @@ def test_torch_is_the_model_itself(tiny_model: AdaptFaceModel) -> None:
 def test_a_model_is_converted_once(
     tiny_model: AdaptFaceModel, tiny_backbone_dir: Path, tmp_path: Path, conversions: list[Path]
 ) -> None:
-    pytest.importorskip("onnx")
+    need("onnx", "onnxruntime", "onnxscript")
     folder = tmp_path / "cache"
     first: Any = load_engine(tiny_model, "onnx", cache_dir=folder)
     assert load_engine(build_tiny_model(tiny_backbone_dir, 1), "onnx", cache_dir=folder) == first
@@ -163,7 +166,7 @@ def test_a_model_is_converted_once(
 def test_the_users_cache_is_the_default(
     tiny_model: AdaptFaceModel, tmp_path: Path, conversions: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("onnx")
+    need("onnx", "onnxruntime", "onnxscript")
     monkeypatch.setenv("ADAPTFACE_CACHE", str(tmp_path / "mine"))
     found: Any = load_engine(tiny_model, "onnx")
     assert found.parent == tmp_path / "mine"
@@ -176,8 +179,7 @@ def test_the_users_cache_is_the_default(
 def test_a_damaged_conversion_is_named(
     tiny_model: AdaptFaceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    for package in PACKAGES:
-        pytest.importorskip(package)
+    need(*PACKAGES)
     monkeypatch.setattr(runtime, "write_onnx", lambda model, path, quantize: path.write_bytes(b"graph"))
     with pytest.raises(ValueError, match=r"model-\w+\.onnx cannot be loaded: delete it"):
         load_engine(tiny_model, name, cache_dir=tmp_path)
@@ -211,7 +213,7 @@ def test_refusals(tiny_model: AdaptFaceModel, tmp_path: Path, monkeypatch: pytes
 def test_evaluation_takes_an_engine(
     tiny_model: AdaptFaceModel, tmp_path: Path, conversions: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("onnxruntime")
+    need("onnxruntime")
     processor = AdaptFaceImageProcessor(size=56)
     model = ModelEmbedder(tiny_model, processor, "mine", digest="ab12")
     pictures = [np.random.default_rng(i).integers(0, 256, (60, 60, 3), dtype=np.uint8) for i in range(3)]
