@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from adaptface.detection import FaceDetector as FaceDetector
     from adaptface.faces import FaceEmbedder as FaceEmbedder
+    from adaptface.gallery import Gallery as Gallery
 
 __version__ = "0.1.0"
 
@@ -13,8 +14,9 @@ __version__ = "0.1.0"
 _LAZY = {
     "FaceDetector": "adaptface.detection",
     "FaceEmbedder": "adaptface.faces",
+    "Gallery": "adaptface.gallery",
 }
-__all__ = ["FaceDetector", "FaceEmbedder", "__version__"]
+__all__ = ["FaceDetector", "FaceEmbedder", "Gallery", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -350,6 +350,25 @@ def _onnx_sha256(path: Path) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
+def open_onnx(path: Path) -> Any:
+    """An `onnxruntime.InferenceSession` on the CPU, with as many threads as torch uses.
+
+    Raises:
+        ImportError: onnxruntime is not installed.
+        ValueError: onnxruntime cannot read the file.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError("ONNX files need onnxruntime: pip install adaptface[onnx]") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    try:
+        return onnxruntime.InferenceSession(str(path), sess_options=options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own classes derive from Exception
+        raise ValueError(f"{path}: onnxruntime cannot load it: {error}") from error
+
+
 def _numbers(values: Sequence[float]) -> str:
     return " ".join(f"{value:g}" for value in values)
 
@@ -379,10 +398,6 @@ class OnnxEmbedder:
         std: Sequence[float] = IMAGENET_STD,
         name: str | None = None,
     ) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ImportError("ONNX files need onnxruntime: pip install adaptface[onnx]") from error
         self.path = Path(path)
         self.name = name or str(path)
         if not (all(0 <= value <= 1 for value in mean) and all(0 < value <= 1 for value in std)):
@@ -393,14 +408,7 @@ class OnnxEmbedder:
         if not self.path.is_file():
             raise FileNotFoundError(f"no ONNX file at {self.path}")
         self.digest = _onnx_sha256(self.path)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        try:
-            self.session = onnxruntime.InferenceSession(
-                str(self.path), sess_options=options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime's own classes derive from Exception
-            raise ValueError(f"{self.path}: onnxruntime cannot load it: {error}") from error
+        self.session = open_onnx(self.path)
         self.batch, size = self._check_input(size)
         self.preprocess = Preprocess(AdaptFaceImageProcessor(size=size, image_mean=mean, image_std=std))
 

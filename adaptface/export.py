@@ -115,7 +115,7 @@ def peft_adapter(
             "parent_library": "transformers.models.dinov2.modeling_dinov2",
         },
         "alpha_pattern": {"|".join(where): early_alpha} if where and early_alpha != alpha else {},
-        "base_model_name_or_path": _public_name(config.backbone),
+        "base_model_name_or_path": base_id(config.backbone),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -186,8 +186,8 @@ def export_backbone(
             `domain_mix` is no mix, or there is nothing to merge.
     """
     config = model.config
-    _require_licence(base_license, model)
-    _require_outside(folder)
+    require_licence(base_license, model)
+    require_outside(folder)
     if config.adaptation == "frozen":
         raise ValueError(
             f"adaptation='frozen': there is nothing to merge; {base_name(model)} is the backbone as it stands"
@@ -199,19 +199,23 @@ def export_backbone(
         prior = [1 / config.num_domains] * config.num_domains
         mix = prior if domain_mix is None else torch.as_tensor(domain_mix).tolist()
         change += ", under the mix " + ", ".join(f"{n}={w:.4g}" for n, w in zip(config.domains, mix, strict=True))
-    notice = (
-        f"These weights are a changed copy of {base_name(model)}: {change}.\n"
-        f"Licence of the base, as stated by who made this copy: {base_license}\n"
-        "What was trained inherits the terms of the faces it was trained on.\n"
-    )
     with new_folder(folder) as staged:
         merged.save_pretrained(staged)
-        (staged / "NOTICE").write_text(notice, encoding="utf-8", newline="\n")
+        (staged / "NOTICE").write_text(notice_of(model, change, base_license), encoding="utf-8", newline="\n")
         for file in staged.glob("*.safetensors"):  # safetensors makes them private to their owner
             file.chmod((staged / "config.json").stat().st_mode)
 
 
-def _require_licence(base_license: str, model: AdaptFaceModel) -> None:
+def notice_of(model: AdaptFaceModel, change: str, base_license: str) -> str:
+    """What accompanies weights of the base: where they are from, what was changed, what they inherit."""
+    return (
+        f"These weights are a changed copy of {base_name(model)}: {change}.\n"
+        f"Licence of the base, as stated by who made this copy: {base_license}\n"
+        "What was trained inherits the terms of the faces it was trained on.\n"
+    )
+
+
+def require_licence(base_license: str, model: AdaptFaceModel) -> None:
     """Refuse a licence that is not known to let changed copies be passed on."""
     if base_license.lower() not in CHANGED_COPIES:
         raise ValueError(
@@ -221,7 +225,7 @@ def _require_licence(base_license: str, model: AdaptFaceModel) -> None:
         )
 
 
-def _require_outside(folder: Path) -> None:
+def require_outside(folder: Path) -> None:
     """Refuse a place within a model or a release, which would be published with it."""
     for parent in folder.resolve().parents:
         config = parent / "config.json"
@@ -232,11 +236,12 @@ def _require_outside(folder: Path) -> None:
 def base_name(model: AdaptFaceModel) -> str:
     """The base and its revision, without folders of this machine."""
     config = model.config
-    name = _public_name(config.backbone)
+    name = base_id(config.backbone)
     return f"{name} (revision {config.backbone_revision})" if config.backbone_revision else f"{name} (a local folder)"
 
 
-def _public_name(backbone: str) -> str:
+def base_id(backbone: str) -> str:
+    """Hub id of a base, or the name of its folder without those around it."""
     return Path(backbone).name if is_local(backbone) else without_folders(backbone)
 
 

@@ -31,6 +31,7 @@ from PIL import Image
 from adaptface.data.domains import measure
 from adaptface.detection import Choice, Face, FaceDetector, NoFaceError, choose
 from adaptface.embedders import ModelEmbedder, check_model
+from adaptface.runtime import load_engine
 from image_processing_adaptface import ARCFACE_TEMPLATE, TEMPLATE_SIZE, ImageLike
 
 # `(B, 3, S, S)`, float32 on the CPU -> features `(B, E)` before normalisation, and the mix `(B, K)` of a router.
@@ -198,7 +199,7 @@ class FaceEmbedder:
         self.embedder = embedder
         self.processor = embedder.preprocess.processor
         self.config = embedder.model.config
-        self._forward = forward or _model_forward(embedder.model)
+        self._forward = forward or load_engine(embedder.model, "torch")
         self._detector = detector
         self._detector_file: str | os.PathLike | None = None
         self._lock = Lock()
@@ -212,6 +213,7 @@ class FaceEmbedder:
         code_revision: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
+        engine: str = "torch",
         detector: FaceDetector | str | os.PathLike | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
@@ -223,6 +225,8 @@ class FaceEmbedder:
             revision, code_revision (`str`, *optional*): commit, tag or branch, of the model and of its code.
             device (*optional*): the accelerator by default, else the CPU.
             dtype (`torch.dtype`): of the weights. Thresholds are measured in float32.
+            engine (`str`): what computes: `torch`, or on a CPU `onnx`, `onnx-int8`, `openvino`, `openvino-bf16`; see
+                [`~runtime.load_engine`]. docs/deploy.md says what each is worth.
             detector (*optional*): a [`FaceDetector`], or the path of its file; see [`~detection.detector_file`].
             token, local_files_only: for the Hub, as `from_pretrained` takes them.
         Raises:
@@ -234,7 +238,9 @@ class FaceEmbedder:
             hub["token"] = token
         check_model(str(folder_or_id), revision, **hub)
         embedder = ModelEmbedder.from_pretrained(folder_or_id, revision, device, dtype, code_revision, **hub)
-        made = cls(embedder, detector if isinstance(detector, FaceDetector) else None)
+        made = cls(
+            embedder, detector if isinstance(detector, FaceDetector) else None, load_engine(embedder.model, engine)
+        )
         if not isinstance(detector, FaceDetector):
             made._detector_file = detector
         return made
@@ -494,17 +500,6 @@ class FaceEmbedder:
         weights = np.empty((0, len(domains)), np.float32) if self.config.has_router else None
         empty = np.empty((0, size), np.float32)
         return FaceEmbeddings(empty, empty[:, 0], weights, domains, np.empty(0, np.int64), (), (), errors)
-
-
-def _model_forward(model: Any) -> Forward:
-    """The model itself, on its device, in its dtype."""
-    model.eval()
-
-    def forward(pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        output = model(pixel_values.to(model.device, model.dtype))
-        return output.features, output.domain_weights
-
-    return forward
 
 
 def _warnings(face: Face) -> list[str]:
