@@ -245,6 +245,19 @@ class FaceEmbedder:
             made._detector_file = detector
         return made
 
+    def identity(self) -> dict[str, Any] | None:
+        """What makes the embeddings, JSON-ready: those of another identity cannot be compared with them.
+
+        None of a live model, whose weights may change.
+        """
+        if self.embedder.digest is None:
+            return None
+        return {
+            "weights_sha256": self.embedder.digest,
+            "backbone_sha256": self.config.backbone_sha256,
+            "embedding": "features of the image and of its mirror image added, then L2-normalised",
+        }
+
     @property
     def detector(self) -> FaceDetector:
         """What finds faces in photos.

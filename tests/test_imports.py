@@ -22,7 +22,7 @@ LAYERS = {
         "adaptface.thresholds", "adaptface.training", "adaptface.card", "adaptface.clean_load", "adaptface.explain",
         "adaptface.explain_assets", "adaptface.explain_page", "adaptface.explain_plots"},
     3: {"adaptface.estimate", "adaptface.export", "adaptface.onnx_export", "adaptface.release", "adaptface.hub",
-        "adaptface.runtime", "adaptface.faces", "adaptface"},
+        "adaptface.runtime", "adaptface.faces", "adaptface.photo_folder", "adaptface"},
     4: {*SCRIPTS, "adaptface.cli"},
 }  # fmt: skip
 LEAVES = {"adaptface.losses", "adaptface.metrics", "adaptface.data"}

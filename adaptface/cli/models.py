@@ -123,6 +123,7 @@ class Form(StrEnum):
     """What a model can be exported to."""
 
     backbone = "backbone"
+    onnx = "onnx"
     peft = "peft"
 
 
@@ -137,33 +138,48 @@ class Dtype(StrEnum):
 @app.command()
 def export(
     model: Model,
-    out: Annotated[Path, typer.Argument(help="New or empty folder; not that of a release, but PEFT's in its peft/.")],
-    to: Annotated[Form, typer.Option(help="A plain Dinov2Model with the adapters merged in, or an adapter of PEFT.")],
+    out: Annotated[
+        Path, typer.Argument(help="New or empty folder, an .onnx file; not in a release, but PEFT's in its peft/.")
+    ],
+    to: Annotated[
+        Form,
+        typer.Option(help="A plain Dinov2Model with the adapters merged in, one ONNX file, or an adapter of PEFT."),
+    ],
     domain_mix: Annotated[
         str | None,
         typer.Option("--domain_mix", help="Fixed mix of the experts: general=0.5,pose=0.5 or pose. Default: uniform."),
     ] = None,
     base_license: Annotated[
         str | None,
-        typer.Option("--base_license", help="Backbone: the base's licence, which must allow changed copies."),
+        typer.Option("--base_license", help="Backbone, ONNX: the base's licence, which must allow changed copies."),
     ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="ONNX: round the matrices to int8; docs/deploy.md has its loss.")
+    ] = False,
     dtype: Annotated[Dtype, typer.Option(help="Precision of the weights.")] = Dtype.auto,
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model in a form that needs no code of ours. It gives the CLS token before the projection.
+    """Write a model in a form that needs no code of ours.
 
-    `backbone` holds the base's weights, so it asks for the base's licence; `peft` holds adapters only.
+    `onnx` is the whole model; the others give the CLS token before the projection. `backbone` and `onnx` hold the
+    base's weights, so they ask for the base's licence; `peft` holds adapters only.
     """
     import torch
 
     from adaptface.embedders import check_model
     from adaptface.export import base_name, export_backbone, export_peft, parse_mix
-    from modeling_adaptface import AdaptFaceModel
+    from adaptface.onnx_export import export_onnx
+    from image_processing_adaptface import AdaptFaceImageProcessor
+    from modeling_adaptface import AdaptFaceModel, weights_sha256
 
     with failing_clearly("export"):
         check_model(model, revision)
         loaded = AdaptFaceModel.from_pretrained(model, revision=revision, dtype=torch.float32)  # merged exactly
+        if to == "onnx" and (domain_mix is not None or dtype != "auto"):
+            raise ValueError("an ONNX file is float32 and mixes the experts itself; leave out --domain_mix and --dtype")
+        if int8 and to != "onnx":
+            raise ValueError("--int8 goes with --to onnx")
         mix = None if domain_mix is None else parse_mix(domain_mix, loaded.config.domains)
         precision = None if dtype == "auto" else getattr(torch, dtype)
         if not as_json:
@@ -172,12 +188,17 @@ def export(
             export_peft(loaded, out, mix, precision)
         elif base_license is None:
             raise ValueError(
-                f"a backbone holds the weights of {base_name(loaded)}: read its licence, and if it allows to pass on "
+                f"{out} would hold the weights of {base_name(loaded)}: read its licence, and if it allows to pass on "
                 "changed copies give it by --base_license ID, such as apache-2.0; --to peft holds none of them"
             )
+        elif to == "onnx":
+            processor = AdaptFaceImageProcessor.from_pretrained(model, revision=revision)
+            digest = weights_sha256(model, revision, {})
+            export_onnx(loaded, processor, out, base_license=base_license, quantize=int8, digest=digest)
         else:
             export_backbone(loaded, out, base_license=base_license, domain_mix=mix, dtype=precision)
-    sizes = {str(file): file.stat().st_size for file in sorted(out.rglob("*")) if file.is_file()}
+    files = [out] if out.is_file() else sorted(file for file in out.rglob("*") if file.is_file())
+    sizes = {str(file): file.stat().st_size for file in files}
     if as_json:
         print_json({"base": base_name(loaded), "bytes": sizes})
         return
