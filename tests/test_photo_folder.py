@@ -138,6 +138,7 @@ def test_a_run_that_was_broken_off_goes_on(
     assert 1 <= report.kept <= 3 and list(report.errors) == ["anna/broken.jpg"]
     embed_folder(embedder, photos, whole, **options)
     found, expected = _table(out), _table(whole)
+    assert len(parquet.read_table(out)) == len(parquet.read_table(whole)) == len(expected), "a photo is there once"
     assert found == expected and "aaron.png" in found and "anna/2.JPG" not in found
     assert [path.name for path in out.parent.iterdir()] == ["faces.parquet"]
 
