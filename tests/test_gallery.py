@@ -18,6 +18,7 @@ from pyarrow import parquet
 
 from adaptface import gallery as module
 from adaptface.gallery import Gallery, Match
+from benchmarks import gallery as benchmark
 
 ROOT = Path(__file__).resolve().parents[1]
 E = 32
@@ -153,6 +154,7 @@ def test_codes_find_what_brute_force_finds(coded: list[int]) -> None:
     assert gallery.search(queries, 5) == [gallery.search(query, 5)[0] for query in queries]
     scans = len(coded)
     check(gallery.search(queries, 5, exact=True), [row[:5] for row in expected])
+    check(gallery.search(queries[:3], 399), [row[:399] for row in expected[:3]])  # so many need all templates anyway
     assert len(coded) == scans
 
 
@@ -214,6 +216,7 @@ def test_codes_are_fitted_anew_when_the_gallery_has_doubled(coded: list[int]) ->
     assert gallery._codes is not fitted and gallery._codes_of == 1400
 
 
+@pytest.mark.filterwarnings("error")  # of places that hold no template
 def test_templates_that_the_scan_passes_over_are_found(coded: list[int]) -> None:
     """The scan leaves out templates that score least on every code."""
     gallery = Gallery(E)
@@ -502,6 +505,20 @@ def test_threads_take_turns(coded: list[int]) -> None:
     assert not errors and len(gallery) == 200 + 20
 
 
+@pytest.mark.parametrize("method", ["search", "enroll", "remove", "save", "sources"])
+def test_a_call_waits_for_another(method: str, tmp_path: Path) -> None:
+    gallery = Gallery(E)
+    gallery.enroll("ada", random(E))
+    arguments = {"search": (random(E),), "enroll": ("bob", random(E)), "save": (tmp_path / "g.parquet",)}
+    thread = threading.Thread(target=getattr(gallery, method), args=arguments.get(method, ("ada",)))
+    with gallery._lock:  # as another call holds it
+        thread.start()
+        thread.join(0.1)
+        assert thread.is_alive()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
 def test_without_faiss_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
@@ -541,3 +558,30 @@ assert torch.get_num_threads() == faiss.omp_get_max_threads() == 2
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "--templates",
+        "60000",
+        "--dim",
+        "64",
+        "--queries",
+        "60",
+        "--threshold",
+        "0.5",
+        "--kinds",
+        "faces",
+        "random",
+    ]
+    results = benchmark.main([*words, "--output", str(tmp_path / "out.json")])
+    assert json.loads((tmp_path / "out.json").read_text()) == results
+    for kind, people in (("faces", 12_000), ("random", 60_000)):
+        found = results[kind]
+        assert (found["templates"], found["people"]) == (60_000, people)
+        assert found["exact_recall_at_10"] == 1 and found["recall_at_10"] >= 0.99
+        # 60 strangers, as many false matches as expected within four standard deviations
+        share = found["expected_false_positive_rate"]
+        assert abs(found["false_positive_rate"] - share) < 4 * (share * (1 - share) / 60) ** 0.5 + 1e-9
+    assert "recall@10" in capsys.readouterr().out
