@@ -228,9 +228,8 @@ class Gallery:
             pending = np.arange(len(queries) if k else 0)
             if self._count <= EXACT_BELOW:
                 exact = True
-            count, growth = (
-                (8 * k, 8) if exact else (CANDIDATES * math.ceil(k / 20), 4)
-            )  # 8: people have several templates
+            # Templates to compare, and how many times more if they do not settle it; people have several.
+            count, growth = (8 * k, 8) if exact else (CANDIDATES * math.ceil(k / 20), 4)
             while len(pending):
                 exact = exact or 4 * count > self._count  # so many are found faster without codes
                 count = min(count, self._count)
