@@ -21,7 +21,7 @@ from adaptface.files import replacing
 VERSION = 1  # of the file
 EXACT_BELOW = 50_000  # templates up to which all are compared: at most some 7 ms a query
 SAMPLE = 16_384  # templates that the compressed codes are fitted to
-CANDIDATES = 1_000  # templates, best by their codes, that are compared exactly
+CANDIDATES = 1_000  # templates, best by their codes, that are compared exactly for up to 20 people
 MARGIN = 3.5  # standard deviations of the codes' error that stand between a found and an unseen template
 _BLOCK = 65_536  # rows of one step: bounds what saving and searching hold beside the embeddings
 _METADATA = b"adaptface_gallery"
@@ -228,7 +228,8 @@ class Gallery:
             pending = np.arange(len(queries) if k else 0)
             if self._count <= EXACT_BELOW:
                 exact = True
-            count, growth = (8 * k, 8) if exact else (max(CANDIDATES, 50 * k), 4)  # 8: people have several templates
+            # Templates to compare, and how many times more if they do not settle it; people have several.
+            count, growth = (8 * k, 8) if exact else (CANDIDATES * math.ceil(k / 20), 4)
             while len(pending):
                 exact = exact or 4 * count > self._count  # so many are found faster without codes
                 count = min(count, self._count)

@@ -18,6 +18,7 @@ from pyarrow import parquet
 
 from adaptface import gallery as module
 from adaptface.gallery import Gallery, Match
+from benchmarks import gallery as benchmark
 
 ROOT = Path(__file__).resolve().parents[1]
 E = 32
@@ -153,23 +154,36 @@ def test_codes_find_what_brute_force_finds(coded: list[int]) -> None:
     assert gallery.search(queries, 5) == [gallery.search(query, 5)[0] for query in queries]
     scans = len(coded)
     check(gallery.search(queries, 5, exact=True), [row[:5] for row in expected])
+    check(gallery.search(queries[:3], 399), [row[:399] for row in expected[:3]])  # so many need all templates anyway
     assert len(coded) == scans
 
 
-def test_an_uncertain_scan_goes_on(coded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """As long as a template that was not compared could belong to the answer; not further."""
+def test_a_scan_goes_on_until_nobody_unseen_can_belong_to_the_answer(
+    coded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     crowd, others = random(1, E) + 0.3 * random(250, E, seed=1), random(3000, E, seed=2)
     names = ["crowd"] * 250 + [f"o{i}" for i in range(3000)]
     gallery = Gallery(E)
     gallery.enroll(names, np.concatenate([crowd, others]))
     query = random(1, E)[0]
-    monkeypatch.setattr(module, "CANDIDATES", 20)
     expected = brute_force(names, np.concatenate([crowd, others]), query)
-    check(gallery.search(query, 2), [expected[:2]])  # the first 100 templates are all of the crowd
-    assert coded[0] == 100 and len(coded) > 1
+    check(gallery.search(query, 2), [expected[:2]])  # the first 60 templates are all of the crowd
+    assert coded[0] == 60 and len(coded) > 1
     coded.clear()
     check(gallery.search(query, 2, threshold=1.5), [[]])  # nobody unseen can be above that: one scan is enough
-    assert coded == [100]
+    assert coded == [60]
+
+
+def test_poor_codes_make_scans_longer_and_answers_no_worse(coded: list[int]) -> None:
+    """Embeddings that are nearly all in a few dimensions, which the codes render worst."""
+    spectrum = 1 / np.arange(1, 65)
+    rows, queries = random(5000, 64) * spectrum, random(50, 64, seed=1) * spectrum
+    gallery = Gallery(64)
+    gallery.enroll([f"p{i}" for i in range(5000)], rows)
+    found = gallery.search(queries, 5)
+    expected = [brute_force([f"p{i}" for i in range(5000)], rows, query)[:5] for query in queries]
+    hits = [len({m.identity for m in a} & {n for n, _ in b}) for a, b in zip(found, expected, strict=True)]
+    assert sum(hits) >= 0.98 * 250 and len(coded) > 1
 
 
 def test_codes_follow_enrolment_and_removal(coded: list[int]) -> None:
@@ -196,19 +210,21 @@ def test_codes_are_fitted_anew_when_the_gallery_has_doubled(coded: list[int]) ->
     gallery.enroll([f"n{i}" for i in range(400)], narrow)
     gallery.search(narrow[0])
     fitted = gallery._codes
+    assert fitted is not None
     gallery.enroll([f"w{i}" for i in range(1000)], random(1000, E, seed=2))
     gallery.search(random(1, E, seed=3))
     assert gallery._codes is not fitted and gallery._codes_of == 1400
 
 
-def test_equal_codes_hide_nobody(coded: list[int]) -> None:
-    """Templates that all have the same code score least on it, and the scan passes over them."""
+@pytest.mark.filterwarnings("error")  # of places that hold no template
+def test_templates_that_the_scan_passes_over_are_found(coded: list[int]) -> None:
+    """The scan leaves out templates that score least on every code."""
     gallery = Gallery(E)
-    rows = np.ones((1000, E), np.float32) + 1e-6 * random(1000, E)
-    gallery.enroll([f"p{i}" for i in range(1000)], rows)
-    found = gallery.search(np.ones(E), 5)[0]
-    assert len({match.identity for match in found}) == 5
-    assert all(match.similarity == pytest.approx(1, abs=1e-6) for match in found)
+    gallery.enroll([f"p{i}" for i in range(1000)], np.concatenate([np.ones((990, E)), -np.ones((10, E))]))
+    found = gallery.search(-np.ones(E), 15)[0]
+    assert [match.similarity for match in found] == pytest.approx([1] * 10 + [-1] * 5, abs=1e-6) and coded
+    assert {match.identity for match in found[:10]} == {f"p{i}" for i in range(990, 1000)}
+    assert len({match.identity for match in found}) == 15
 
 
 def test_an_odd_length_has_codes_too(coded: list[int]) -> None:
@@ -489,6 +505,20 @@ def test_threads_take_turns(coded: list[int]) -> None:
     assert not errors and len(gallery) == 200 + 20
 
 
+@pytest.mark.parametrize("method", ["search", "enroll", "remove", "save", "sources"])
+def test_a_call_waits_for_another(method: str, tmp_path: Path) -> None:
+    gallery = Gallery(E)
+    gallery.enroll("ada", random(E))
+    arguments = {"search": (random(E),), "enroll": ("bob", random(E)), "save": (tmp_path / "g.parquet",)}
+    thread = threading.Thread(target=getattr(gallery, method), args=arguments.get(method, ("ada",)))
+    with gallery._lock:  # as another call holds it
+        thread.start()
+        thread.join(0.1)
+        assert thread.is_alive()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
 def test_without_faiss_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
@@ -528,3 +558,30 @@ assert torch.get_num_threads() == faiss.omp_get_max_threads() == 2
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "--templates",
+        "60000",
+        "--dim",
+        "64",
+        "--queries",
+        "60",
+        "--threshold",
+        "0.5",
+        "--kinds",
+        "faces",
+        "random",
+    ]
+    results = benchmark.main([*words, "--output", str(tmp_path / "out.json")])
+    assert json.loads((tmp_path / "out.json").read_text()) == results
+    for kind, people in (("faces", 12_000), ("random", 60_000)):
+        found = results[kind]
+        assert (found["templates"], found["people"]) == (60_000, people)
+        assert found["exact_recall_at_10"] == 1 and found["recall_at_10"] >= 0.99
+        # 60 strangers, as many false matches as expected within four standard deviations
+        share = found["expected_false_positive_rate"]
+        assert abs(found["false_positive_rate"] - share) < 4 * (share * (1 - share) / 60) ** 0.5 + 1e-9
+    assert "recall@10" in capsys.readouterr().out
