@@ -74,12 +74,17 @@ def export_onnx(
         digest (`str`, *optional*): SHA-256 of the model's weights file, to be found again in the metadata.
     Raises:
         ImportError: onnx, onnxscript or onnxruntime is missing.
-        ValueError: `base_license` names no licence or one without changed copies, `path` lies in a model folder, or
-            see [`write_onnx`].
+        ValueError: `base_license` names no licence or one without changed copies, `path` lies in a model folder, the
+            processor is another model's, or see [`write_onnx`].
     """
     require_licence(base_license, model)
     require_outside(path)
     config = model.config
+    if processor.size["height"] != config.image_size:
+        raise ValueError(
+            f"the processor makes images of {processor.size['height']} px and the model takes {config.image_size} px: "
+            "give the processor of this model"
+        )
     change = {
         "frozen": "converted to ONNX, with a projection",
         "full": "all weights were trained further and converted to ONNX, with a projection",
