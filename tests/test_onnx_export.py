@@ -30,7 +30,7 @@ pytest.importorskip("onnxscript")
 ROOT = Path(__file__).resolve().parents[1]
 PROCESSOR = AdaptFaceImageProcessor(size=56)
 VARIANTS: dict[str, dict[str, Any]] = {
-    "K = 3": {},
+    "K = 3": {"lora_rank": 16},
     "all-linear, router reads patches, other positions": {
         "adapter_targets": "all-linear", "router_layer": 0, "image_size": 28,
     },
