@@ -74,12 +74,17 @@ def export_onnx(
         digest (`str`, *optional*): SHA-256 of the model's weights file, to be found again in the metadata.
     Raises:
         ImportError: onnx, onnxscript or onnxruntime is missing.
-        ValueError: `base_license` names no licence or one without changed copies, `path` lies in a model folder, or
-            see [`write_onnx`].
+        ValueError: `base_license` names no licence or one without changed copies, `path` lies in a model folder, the
+            processor is another model's, or see [`write_onnx`].
     """
     require_licence(base_license, model)
     require_outside(path)
     config = model.config
+    if processor.size["height"] != config.image_size:
+        raise ValueError(
+            f"the processor makes images of {processor.size['height']} px and the model takes {config.image_size} px: "
+            "give the processor of this model"
+        )
     change = {
         "frozen": "converted to ONNX, with a projection",
         "full": "all weights were trained further and converted to ONNX, with a projection",
@@ -140,12 +145,14 @@ def write_onnx(
         raise ValueError(
             f"{path}: a single ONNX file holds at most 2 GB, this model has {size / 1e9:.1f} GB in float32"
         )
-    copied = copy.deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)
+    copied: Any = copy.deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)
     side = copied.config.image_size
     noise = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = copied(noise).pooler_output
-        _simplify(copied)
+    if copied.router is None and copied.config.adaptation == "lora":
+        copied.backbone = copied.merged_backbone().requires_grad_(False)
+        copied.adapters, copied.patch_adapter = nn.ModuleDict(), None
     proto = _converted(copied)
     if quantize:
         proto = _quantized(proto)
@@ -185,18 +192,6 @@ class _Graph(nn.Module):
         return found if self.model.router is None else (*found, output.domain_weights)
 
 
-def _simplify(model: Any) -> None:
-    """Fold into the weights what no image changes: adapters without a router, positions at this image size."""
-    if model.router is None and model.config.adaptation == "lora":
-        model.backbone = model.merged_backbone()
-        model.adapters, model.patch_adapter = nn.ModuleDict(), None
-    embeddings, config = model.backbone.embeddings, model.config
-    tokens = 1 + (config.image_size // config.backbone_config.patch_size) ** 2
-    shape = (1, tokens, config.backbone_config.hidden_size)
-    positions = embeddings.interpolate_pos_encoding(torch.empty(shape), config.image_size, config.image_size)
-    embeddings.position_embeddings = nn.Parameter(positions.clone(), requires_grad=False)  # (1, 1 + N, D)
-
-
 def _converted(model: AdaptFaceModel) -> Any:
     """The graph as an `onnx.ModelProto`, constants folded, each weight once, without traces of our source files."""
     import onnxscript.optimizer
@@ -210,7 +205,7 @@ def _converted(model: AdaptFaceModel) -> Any:
             (torch.zeros(2, 3, side, side),),
             dynamo=True,
             external_data=False,
-            optimize=False,  # below, without the limits that leave stacked matrices to be stacked in each run
+            optimize=False,  # below, without the limits that leave stacked matrices and positions to each run
             opset_version=OPSET,
             input_names=["pixel_values"],
             output_names=names[: 2 if model.router is None else 3],
