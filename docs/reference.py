@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent, indent
-from typing import Any
+from typing import Any, get_type_hints
 
 import pdoc
 import pdoc.doc
@@ -76,6 +76,13 @@ def full_names(modules: dict[str, pdoc.doc.Module]) -> Iterator[str]:
                 members += member.own_members
 
 
+def resolve_named_tuples(module: Any) -> None:
+    """Give the constructors of a module's named tuples their types; as texts they cannot be looked up."""
+    for value in vars(module).values():
+        if isinstance(value, type) and issubclass(value, tuple) and value.__module__ == module.__name__:
+            value.__new__.__annotations__ |= get_type_hints(value)
+
+
 def resolved(reference: str, module: str, names: set[str]) -> str:
     """The full name of what a docstring in `module` refers to.
 
@@ -103,6 +110,8 @@ def build(folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", module="pdoc")
         modules = {name: pdoc.doc.Module.from_name(name) for name in module_names()}
+        for module in modules.values():
+            resolve_named_tuples(module.obj)
         names = set(full_names(modules))
 
         @pass_context
