@@ -218,6 +218,7 @@ class DomainLoRA(nn.Module):
         return self.scaling * torch.einsum("k,kro,kri->oi", mix, b, a)
 
     def extra_repr(self) -> str:
+        """What `print` shows of it."""
         (experts, rank, width), out = self.lora_A.shape, self.lora_B.shape[-1]
         return f"in={width}, out={out}, experts={experts}, r={rank}, scaling={self.scaling:g}, p={self.dropout}"
 
@@ -284,6 +285,7 @@ class AdaptFaceModel(AdaptFacePreTrainedModel):
     """
 
     def __init__(self, config: AdaptFaceConfig, defer_backbone: bool = False) -> None:
+        """The architecture with random weights; see the class."""
         config._validate()  # again: `from_pretrained(..., name=value)` sets fields after the configuration was made
         super().__init__(config)
         base: Dinov2Config = config.backbone_config

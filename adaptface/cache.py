@@ -72,4 +72,5 @@ class FeatureCache:
             self._database.executemany("insert or replace into features values (?, ?)", rows)
 
     def close(self) -> None:
+        """Close the file; what was kept stays."""
         self._database.close()

@@ -83,6 +83,7 @@ class Collector(logging.Handler):
         self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Keep a message."""
         self.messages.append(record.getMessage())
 
 

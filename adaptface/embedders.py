@@ -185,9 +185,11 @@ class ModelEmbedder:
 
     @property
     def device(self) -> torch.device:
+        """Where the model is."""
         return self.model.device
 
     def describe(self) -> dict[str, Any]:
+        """Kind, name, revision (commit or digest of the weights) and input, JSON-ready."""
         config = self.model.config
         return {
             "kind": config.model_type,
@@ -201,6 +203,7 @@ class ModelEmbedder:
         }
 
     def identity(self) -> dict[str, Any] | None:
+        """All that an embedding depends on beside the image, JSON-ready; None for a live model, which may change."""
         if self.digest is None:
             return None
         config = json.loads(self.model.config.to_json_string())
@@ -290,9 +293,11 @@ class BackboneEmbedder:
 
     @property
     def device(self) -> torch.device:
+        """Where the base is."""
         return self.model.device
 
     def describe(self) -> dict[str, Any]:
+        """Kind, name, revision (commit or digest of the weights) and input, JSON-ready."""
         return {
             "kind": "zero-shot backbone",
             "name": self.name,
@@ -301,6 +306,7 @@ class BackboneEmbedder:
         }
 
     def identity(self) -> dict[str, Any] | None:
+        """All that an embedding depends on beside the image, JSON-ready; None for a live model, which may change."""
         if self.digest is None:
             return None
         config = json.loads(self.model.config.to_json_string())
@@ -430,6 +436,7 @@ class OnnxEmbedder:
         return batch, int(size or fixed or 0)
 
     def describe(self) -> dict[str, Any]:
+        """Kind, name, digest of the file, input and scale, JSON-ready."""
         return {
             "kind": "onnx",
             "name": self.name,
@@ -438,6 +445,7 @@ class OnnxEmbedder:
         }
 
     def identity(self) -> dict[str, Any] | None:
+        """All that an embedding depends on beside the image, JSON-ready."""
         return _identity(self, onnxruntime=version("onnxruntime"))
 
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -37,11 +37,13 @@ class Images(Protocol):
 
 
 class EncodedImages(Images, Protocol):
-    """Images whose files can be read, too; `digest(i)` is the SHA-256 of all that a picture is made of."""
+    """Images whose files can be read, too."""
 
-    def encoded(self, index: int, /) -> bytes: ...
+    def encoded(self, index: int, /) -> bytes:
+        """The file of an image, as it lies on the disk."""
 
-    def digest(self, index: int, /) -> bytes: ...
+    def digest(self, index: int, /) -> bytes:
+        """SHA-256 of all that a picture is made of."""
 
 
 class _Pixels(Dataset[torch.Tensor]):
@@ -363,6 +365,7 @@ class StoredEmbeddings:
         self._image: dict[int, tuple[str, str]] = {}  # digest and name of the image that each row was taken for
 
     def describe(self) -> dict[str, Any]:
+        """Kind, name, and as revision the digest of the file, JSON-ready."""
         return {"kind": "embeddings", "name": self.name, "revision": f"sha256:{sha256(self.path)}"}
 
     def of(self, images: EncodedImages) -> Embedded:

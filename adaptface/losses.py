@@ -92,6 +92,7 @@ class MarginHead(nn.Module):
         raise NotImplementedError
 
     def extra_repr(self) -> str:
+        """What `print` shows of it."""
         num_classes, embedding_size = self.weight.shape
         return f"{embedding_size}, {num_classes}, scale={self.scale}, margin={self.margin}"
 

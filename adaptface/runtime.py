@@ -89,12 +89,15 @@ class EngineEmbedder:
 
     @property
     def device(self) -> torch.device:
+        """Where the model is; an engine takes its input there."""
         return self.embedder.device
 
     def describe(self) -> dict[str, Any]:
+        """As the model's embedder does, with the engine."""
         return {**self.embedder.describe(), "name": self.name, "engine": self.engine}
 
     def identity(self) -> dict[str, Any] | None:
+        """As the model's embedder does, with the engine and the version of what runs it."""
         identity = self.embedder.identity()
         package = ENGINES[self.engine]
         return identity and {**identity, "engine": [self.engine, package, version(package)]}

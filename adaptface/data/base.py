@@ -236,6 +236,7 @@ def check_content(path: str | os.PathLike[str]) -> None:
 
 
 def warn(root: Path, names: list[str], what: str) -> None:
+    """Warn of files in a set: how many, what is wrong with them, and the first."""
     warnings.warn(f"{shown(root)}: {len(names)} {what}, first '{shown(names[0])}'", stacklevel=2)
 
 

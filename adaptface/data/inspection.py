@@ -32,9 +32,11 @@ class Faces(Protocol):
 
     def __len__(self) -> int: ...
 
-    def where(self, index: int, /) -> str: ...
+    def where(self, index: int, /) -> str:
+        """What an image is called in a message."""
 
-    def encoded(self, index: int, /) -> bytes: ...
+    def encoded(self, index: int, /) -> bytes:
+        """The file of an image, as it lies on the disk."""
 
 
 class Look(NamedTuple):

@@ -23,6 +23,12 @@ from adaptface.data.synthetic import PARAMETERS_FILE
 
 
 def load_bin(path: Path) -> PairSet:
+    """The pairs of insightface's `.bin`: a pickled `(images, labels)`, two encoded images a label.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no such file, or damaged; names what is wrong.
+    """
     content = _read_pickle(path)
     if not (isinstance(content, (tuple, list)) and len(content) == 2):
         raise ValueError(f"{path}: is not a pickled pair (images, labels)")

@@ -472,6 +472,7 @@ class RecordWriter:
             os.fsync(file.fileno())
 
     def close(self) -> None:
+        """Put everything on the disk and close the files."""
         self.flush()
         self._records.close()
         self._index.close()
