@@ -6,6 +6,7 @@
     test        setup, then everything: check, and the slow, distributed and real-face tests; releases also with the
                 oldest transformers that is supported, in an environment of its own
     fix         setup, then mend what the formatter and linter can mend
+    docs        setup, then write the API reference to build/api
 
 The environment lives in .venv, or in the folder that ADAPTFACE_VENV names. Only the standard library is used here.
 """
@@ -91,10 +92,15 @@ def fix() -> None:
     run("-m", "ruff", "format", ".")
 
 
+def docs() -> None:
+    """The API reference, from the docstrings."""
+    run("docs/reference.py")
+
+
 def main() -> None:
     if sys.version_info < (3, 11):  # noqa: UP036  (a stranger's python3 may be older)
         sys.exit(f"AdaptFace needs Python 3.11 or newer; this is {sys.version.split()[0]}")
-    tasks = {task.__name__: task for task in (setup, quickstart, check, test, fix)}
+    tasks = {task.__name__: task for task in (setup, quickstart, check, test, fix, docs)}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage="python3 dev.py TASK"
     )

@@ -62,7 +62,7 @@ python(
 # also puts into the model's config above which similarity two faces count as one person, at each false accept rate that
 # so few pairs can support.
 #
-# These pairs chose `best/` as well, so that the result is a little too good; a benchmark proper shares nobody with them.
+# These pairs chose `best/` as well, so that the result is a little too good. A proper benchmark shares nobody with them.
 
 # %%
 python(
