@@ -1,8 +1,8 @@
 """Writes the API reference, as HTML, from the docstrings: `python docs/reference.py [FOLDER]` (default: build/api).
 
-pdoc does the work. What it does not know is our form of a docstring, which is that of Hugging Face: sections whose items
-are "name (`type`): text", and references such as [`FaceEmbedder`] or [`~faces.FaceEmbedder.embed`]. A warning of pdoc's,
-and a reference to something that is not there, are errors.
+pdoc does the work. What it does not know is our form of a docstring, which is that of Hugging Face: sections whose
+items are "name (`type`): text", and references such as [`FaceEmbedder`] or [`~faces.FaceEmbedder.embed`]. A warning of
+pdoc's, and a reference to something that is not there, are errors.
 """
 
 import pkgutil

@@ -42,8 +42,8 @@ print("everything goes to", work)
 # ## Train
 #
 # A recipe is a YAML file of settings; any of them can be given on the command line, too. This is the quickstart's
-# recipe with fewer people and fewer epochs. `train_data: synthetic` in it renders the faces: `train/` to learn from, and
-# `dev/` with other people, of whom `dev_pairs.csv` pairs images. `backbone: tiny-random` writes a small Dinov2 with
+# recipe with fewer people and fewer epochs. `train_data: synthetic` in it renders the faces: `train/` to learn from,
+# and `dev/` with other people, of whom `dev_pairs.csv` pairs images. `backbone: tiny-random` writes a small Dinov2 with
 # random weights in the place of the real one.
 #
 # The base stays frozen. What trains are three LoRA experts, the router that mixes them for each image, and the
@@ -62,7 +62,8 @@ python(
 # also puts into the model's config above which similarity two faces count as one person, at each false accept rate that
 # so few pairs can support.
 #
-# These pairs chose `best/` as well, so that the result is a little too good. A proper benchmark shares nobody with them.
+# These pairs chose `best/` as well, so that the result is a little too good. A proper benchmark shares nobody with
+# them.
 
 # %%
 python(
@@ -106,7 +107,7 @@ for same in ("1", "0"):
 # %%
 people = sorted(folder.name for folder in dev.iterdir() if folder.is_dir())
 enrolled, strangers = people[::2], people[1::2]
-gallery = Gallery(embedder.config.embedding_size)
+gallery = Gallery(embedder.config.embedding_size, model=embedder.identity())
 for person in enrolled:
     files = sorted((dev / person).glob("*.png"))[:4]
     gallery.enroll(person, embedder.embed(files, aligned=True).embeddings, [file.name for file in files])
