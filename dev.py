@@ -75,7 +75,7 @@ def check() -> None:
     run("-m", "ruff", "format", "--check", ".")
     run("-m", "ruff", "check", ".")
     run("-m", "mypy")
-    run("-m", "pytest", "-q", "-m", "not slow and not distributed")
+    run_tests("not slow and not distributed")
 
 
 def test() -> None:
@@ -83,7 +83,13 @@ def test() -> None:
     check()
     install(OLDEST, "constraints-oldest.txt", options=["-r", "constraints-oldest.txt"])
     os.environ["ADAPTFACE_OLD_PYTHON"] = str(python_of(OLDEST))
-    run("-m", "pytest", "-q", "-m", "slow or distributed")
+    run_tests("slow or distributed")
+
+
+def run_tests(marked: str) -> None:
+    """Tests on all processors, up to four, each of which computes with one thread; a file's tests share one."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    run("-m", "pytest", "-q", "-n", "logical", "--maxprocesses", "4", "--dist", "loadfile", "-m", marked)
 
 
 def fix() -> None:

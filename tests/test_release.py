@@ -253,7 +253,7 @@ def test_verification_notices_other_weights(released: Path, run: Path, tmp_path:
     changed = Path(shutil.copytree(released, tmp_path / "changed"))
     tensors = load_file(changed / "model.safetensors")
     tensors["projection.weight"][0] *= 1.01
-    save_file(tensors, changed / "model.safetensors", metadata={"format": "pt"})
+    replace_tensors(changed, tensors)
     with pytest.raises(ReleaseError, match=r"embeddings differ from those of .* by \d"):
         verify_release(changed, run / "best")
 
