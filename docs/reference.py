@@ -5,6 +5,7 @@ items are "name (`type`): text", and references such as [`FaceEmbedder`] or [`~f
 pdoc's, and a reference to something that is not there, are errors.
 """
 
+import inspect
 import pkgutil
 import re
 import sys
@@ -18,6 +19,7 @@ import pdoc
 import pdoc.doc
 import pdoc.render
 from jinja2 import pass_context
+from torch import nn
 
 import adaptface
 
@@ -38,7 +40,7 @@ def markdown(docstring: str) -> str:
 
     def section(found: re.Match[str]) -> str:
         if found["source"]:
-            return f"\n###### {found['source']}\n\n{dedent(' ' * 4 + found['text'])}\n"
+            return f"\n###### {found['source']}\n\n{' '.join(found['text'].split())}\n\n"
         body = dedent(found["body"]).strip()
         if found["title"] not in ("Returns", "Yields"):
             body = "\n".join(_item(item) for item in re.split(r"\n(?=\S)", body))
@@ -116,6 +118,8 @@ def build(folder: Path) -> None:
 
         @pass_context
         def to_markdown(context: Any, docstring: str) -> str:
+            if docstring == inspect.getdoc(nn.Module.__init__):  # pdoc's choice where we have none
+                return ""
             module = context["module"].modulename
             return _REFERENCE.sub(lambda found: f"`{resolved(found[1], module, names)}`", markdown(docstring))
 

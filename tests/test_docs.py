@@ -120,6 +120,9 @@ def test_the_reference_describes_every_public_name(tmp_path: Path) -> None:
         page = Page((tmp_path / module).with_suffix(".html"))
         for node in public(ast.parse(path.read_text(encoding="utf-8")).body):
             assert node.name in page.ids, f"{module}: {node.name}"
+    losses = page_text(Page(tmp_path / "adaptface/losses.html"), "ArcFaceHead")
+    assert "Source ArcFace, arXiv:1801.07698, eq. 3;" in losses
+    assert "internal Module state" not in (tmp_path / "adaptface/losses.html").read_text(encoding="utf-8")
     faces = Page(tmp_path / "adaptface/faces.html")
     assert "runtime.html#load_engine" in faces.links  # [`~runtime.load_engine`]
     assert "found[i] is the i-th adaptface.faces.EmbeddedFace." in page_text(faces, "FaceEmbeddings")

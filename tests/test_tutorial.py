@@ -52,7 +52,8 @@ def test_it_runs_and_makes_what_it_says(tmp_path: Path) -> None:
     assert counts["no match"][0] > 0
 
     for page in ("face.html", "faces.html"):
-        assert "<script" in (work / page).read_text(encoding="utf-8")
+        text = (work / page).read_text(encoding="utf-8")
+        assert all(expert in text for expert in ("general", "pose", "age")) and text.endswith("</html>\n")
     assert (work / "model.onnx").stat().st_size > 1e6
     assert float(re.findall(r"within ([\d.e-]+) \(cosine distance\)", said)[0]) < 1e-4
     release = work / "run/release"
