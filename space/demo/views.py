@@ -1,6 +1,6 @@
 """What the demo shows, as HTML. Every name and message is escaped; colours are those of gradio's theme, light or dark.
 
-gradio fills a value into a template of its own: `_text` also takes the characters away that such a template acts on.
+gradio fills a value into a template of its own: [`text`] also takes the characters away that such a template acts on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LEAST = -0.3  # where the scale starts, unless something lies below
 _TEMPLATE = {ord(char): f"&#{ord(char)};" for char in "{}$`\\"}
 
 
-def _text(content: object) -> str:
+def text(content: object) -> str:
     """Anything as the text of an element or of a quoted attribute."""
     return html.escape(shown(str(content))).translate(_TEMPLATE)
 
@@ -92,7 +92,7 @@ def banner(config: Any, training_data: str | None, finds_faces: bool) -> str:
 
 def about(name: str, training_data: str | None) -> str:
     """The privacy notice, and what this is not for."""
-    of = f"Model: <b>{_text(name)}</b>" + (f", trained on {_text(training_data)}" if training_data else "") + "."
+    of = f"Model: <b>{text(name)}</b>" + (f", trained on {text(training_data)}" if training_data else "") + "."
     limit = f"{MOST_BYTES // 2**20} MB"
     return f"""<div class="af af-about">
 <h3>Your photos</h3>
@@ -122,7 +122,7 @@ camera (no presentation-attack detection), and its errors may differ between gro
 
 def fault(message: str) -> str:
     """What went wrong, where the answer would be."""
-    return f'<div class="af af-fault" role="alert">{_text(message)}</div>'
+    return f'<div class="af af-fault" role="alert">{text(message)}</div>'
 
 
 def rejudged(answer: Verification, config: Any, far: float | None) -> Verification:
@@ -180,11 +180,11 @@ def _scale(similarity: float, threshold: float | None) -> str:
     """Both on one line, from `LEAST` or -1 to 1."""
     low = LEAST if min(similarity, threshold if threshold is not None else 1.0) >= LEAST else -1.0
 
-    def mark(kind: str, value: float, text: str) -> str:
+    def mark(kind: str, value: float, words: str) -> str:
         place = 100 * (value - low) / (1 - low)
         return (
             f'<i class="af-at af-{kind}" style="left:{place:.2f}%"></i><span class="af-label af-{kind}" '
-            f'style="left:{place:.2f}%;transform:translateX(-{place:.2f}%)">{text}</span>'
+            f'style="left:{place:.2f}%;transform:translateX(-{place:.2f}%)">{words}</span>'
         )
 
     marks, said = mark("similarity", similarity, f"similarity <b>{similarity:.3f}</b>"), ""
@@ -209,27 +209,27 @@ def _source(answer: Verification) -> str:
     parts = [f"At this threshold {_rate(answer.far)} pairs of different people is taken for one person"]
     if "tar" in source:
         parts.append(f", and {100 * source['tar']:.1f}% of the pairs of one person are found")
-    parts.append(f": measured on {_text(source.get('benchmark', 'pairs that are not named'))}")
+    parts.append(f": measured on {text(source.get('benchmark', 'pairs that are not named'))}")
     counts = [f"{source[key]:,} {key}" for key in ("genuine", "impostor") if isinstance(source.get(key), int)]
     parts.append(f" ({' and '.join(counts)} pairs)" if counts else "")
-    parts.append(f", {_text(source['date'])}" if "date" in source else "")
+    parts.append(f", {text(source['date'])}" if "date" in source else "")
     return f'<p class="af-note">{"".join(parts)}. It holds for pictures like those; yours may differ.</p>'
 
 
 def _face(title: str, crop: str, face: EmbeddedFace, router: str) -> str:
-    warnings = "".join(f"<li>{_text(text)}</li>" for text in face.warnings)
+    warnings = "".join(f"<li>{text(warning)}</li>" for warning in face.warnings)
     warned = f'<ul class="af-warnings">{warnings}</ul>' if warnings else ""
     facts = f"quality {face.quality:.2f}"
     if face.face is not None:
         facts += f" · {face.face.eye_distance:.0f} px between the eyes · found with a score of {face.face.score:.2f}"
-    mix = _mix(face.domain_mix) if face.domain_mix else f'<p class="af-note">{_text(router)}</p>'
+    mix = _mix(face.domain_mix) if face.domain_mix else f'<p class="af-note">{text(router)}</p>'
     return f"""<figure><div class="af-side"><img src="{crop}" width="168" height="168" alt="{title}, the aligned face">
 <figcaption><b>{title}</b><span class="af-note">{facts}</span></figcaption></div>{warned}{mix}</figure>"""
 
 
 def _mix(mix: Mapping[str, float]) -> str:
     bars = "".join(
-        f'<span>{_text(name)}</span><span class="af-track"><i style="width:{100 * weight:.1f}%"></i></span>'
+        f'<span>{text(name)}</span><span class="af-track"><i style="width:{100 * weight:.1f}%"></i></span>'
         f"<b>{100 * weight:.1f}%</b>"
         for name, weight in mix.items()
     )
@@ -249,7 +249,7 @@ def gallery(people: Mapping[str, Sequence[str]]) -> str:
         return '<div class="af af-note">Nobody is enrolled yet.</div>'
     cards = "".join(
         f'<li><span class="af-faces">{"".join(_thumb(picture) for picture in pictures)}</span>'
-        f'<span class="af-name">{_text(name)}</span></li>'
+        f'<span class="af-name">{text(name)}</span></li>'
         for name, pictures in people.items()
     )
     return f'<div class="af"><ul class="af-people">{cards}</ul></div>'
@@ -270,13 +270,13 @@ def matches(face: EmbeddedFace, crop: str, found: Sequence[Found], config: Any, 
         far: false accept rate, one of the model's; None of a model without thresholds.
     """
     threshold = None if far is None else config.threshold(far)
-    warnings = "".join(f"<li>{_text(text)}</li>" for text in face.warnings)
+    warnings = "".join(f"<li>{text(warning)}</li>" for warning in face.warnings)
     warned = f'<ul class="af-warnings">{warnings}</ul>' if warnings else ""
     if threshold is None:
         kind, word = "none", "No decision"
         said = "This model has no threshold; these are the most similar people of your gallery."
     elif found and found[0].similarity > threshold:
-        kind, word = "same", _text(found[0].name)
+        kind, word = "same", text(found[0].name)
         above = sum(match.similarity > threshold for match in found)
         said = f"{above} of the most similar people {'is' if above == 1 else 'are'} above the threshold {threshold:.3f}."
     else:
@@ -297,7 +297,7 @@ def matches(face: EmbeddedFace, crop: str, found: Sequence[Found], config: Any, 
 def _match(match: Found, threshold: float | None) -> str:
     above = threshold is not None and match.similarity > threshold
     side = "" if threshold is None else f' · {"above" if above else "below"} the threshold'
-    return f"""<li class="{"af-above" if above else ""}">{_thumb(match.picture, 72)}<div><span class="af-name">{_text(match.name)}</span>
+    return f"""<li class="{"af-above" if above else ""}">{_thumb(match.picture, 72)}<div><span class="af-name">{text(match.name)}</span>
 <span class="af-note">similarity <b>{match.similarity:.3f}</b>{side}</span>{_scale(match.similarity, threshold)}</div></li>"""
 
 
@@ -308,7 +308,7 @@ def look(page: str, face: EmbeddedFace | None) -> str:
         page: the page.
         face: what is known of the face, for its warnings; None of a crop.
     """
-    warnings = "".join(f"<li>{_text(text)}</li>" for text in face.warnings) if face else ""
+    warnings = "".join(f"<li>{text(warning)}</li>" for warning in face.warnings) if face else ""
     warned = f'<ul class="af-warnings">{warnings}</ul>' if warnings else ""
     return f"""<div class="af">{warned}<iframe class="af-look" sandbox="allow-scripts" referrerpolicy="no-referrer"
 title="inside the model" srcdoc="{html.escape(page).translate(_TEMPLATE)}"></iframe></div>"""
