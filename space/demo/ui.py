@@ -258,7 +258,7 @@ def build(demo: Demo, name: str, training_data: str | None) -> gr.Blocks:
                         searched, last_searched = gr.HTML(elem_id="af-searched"), gr.State(time_to_live=HOUR)
                 gr.HTML('<div class="af"><h3>Your gallery</h3></div>')
                 listed = gr.HTML(views.gallery({}), elem_id="af-gallery")
-                with gr.Row():
+                with gr.Row(equal_height=True):
                     gone = gr.Dropdown([], label="Person", interactive=True, min_width=160)
                     remove, clear = gr.Button("Remove", min_width=120), gr.Button("Clear all", min_width=120)
             with gr.Tab("Look inside", elem_id="af-inside"):
@@ -349,8 +349,10 @@ def look_of_page() -> dict[str, Any]:
     """Theme, style and script, as `launch` takes them: nothing of them comes from another host."""
     system = ["system-ui", "sans-serif"]
     script = (HERE / "picker.js").read_text(encoding="utf-8")
+    theme = gr.themes.Default(font=system, font_mono=["ui-monospace", "monospace"])
     return {
-        "theme": gr.themes.Default(font=system, font_mono=["ui-monospace", "monospace"]),
+        # gradio's own grey of small print is too pale to read on white
+        "theme": theme.set(body_text_color_subdued="*neutral_500", block_info_text_color="*neutral_500"),
         "css_paths": [HERE / "style.css"],
         "head": f"<script>{script}</script>",
     }

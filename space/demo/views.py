@@ -153,8 +153,7 @@ def comparison(answer: Verification, crops: tuple[str, str], router: str) -> str
     probability = ""
     if answer.match_probability is not None:
         probability = (
-            f"<p><b>{_percent(answer.match_probability)}</b> that both are one person, where as many pairs are of one "
-            "person as of two.</p>"
+            f"<p>Chance of one person, if both were as likely before: <b>{_percent(answer.match_probability)}</b>.</p>"
         )
     faces = "".join(
         _face(title, crop, face, router)
