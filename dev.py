@@ -4,7 +4,7 @@
     quickstart  setup, then render faces, train, evaluate and stage a release (CPU, a few minutes)
     check       setup, then format, lint, types and the fast tests
     test        setup, then everything: check, and the slow, distributed and real-face tests; releases also with the
-                oldest transformers that is supported, in an environment of its own
+                oldest transformers that is supported, and the demo in a browser, in environments of their own
     fix         setup, then mend what the formatter and linter can mend
 
 The environment lives in .venv, or in the folder that ADAPTFACE_VENV names. Only the standard library is used here.
@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = Path(os.environ.get("ADAPTFACE_VENV", ROOT / ".venv")).absolute()
 OLDEST = ENVIRONMENT.with_name(f"{ENVIRONMENT.name}-oldest")  # the oldest libraries that load a release
+SPACE = ENVIRONMENT.with_name(f"{ENVIRONMENT.name}-space")  # the demo's libraries, and what drives a browser
 RUN = "runs/quickstart"
 
 
@@ -82,6 +83,9 @@ def test() -> None:
     check()
     install(OLDEST, "constraints-oldest.txt", options=["-r", "constraints-oldest.txt"])
     os.environ["ADAPTFACE_OLD_PYTHON"] = str(python_of(OLDEST))
+    demo, tested = "space/requirements.txt", "constraints-space.txt"
+    install(SPACE, demo, tested, options=["-r", demo, "-c", tested, "playwright"])
+    os.environ["ADAPTFACE_SPACE_PYTHON"] = str(python_of(SPACE))
     run("-m", "pytest", "-q", "-m", "slow or distributed")
 
 

@@ -61,9 +61,7 @@ def main() -> None:
     if not arguments.model:
         parser.error("no model: give --model FOLDER_OR_ID, or set ADAPTFACE_MODEL")
     try:
-        embedder = FaceEmbedder.from_pretrained(
-            arguments.model, revision=arguments.revision, device=arguments.device
-        )
+        embedder = FaceEmbedder.from_pretrained(arguments.model, revision=arguments.revision, device=arguments.device)
     except (OSError, ValueError) as error:
         sys.exit(f"{arguments.model}: {error}")
     demo = Demo(embedder, finds_faces(embedder))

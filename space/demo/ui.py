@@ -97,9 +97,7 @@ class Demo:
         same = len(photos) - added
         told = [f"{name}: {added} photo{'s' if added != 1 else ''} enrolled."]
         told += [f"{same} there already."] if same else []
-        told += [
-            f"{photo.name}: {text}." for photo, face in zip(photos, faces, strict=True) for text in face.warnings
-        ]
+        told += [f"{photo.name}: {text}." for photo, face in zip(photos, faces, strict=True) for text in face.warnings]
         return people, " ".join(told)
 
     def search(
@@ -258,7 +256,7 @@ def build(demo: Demo, name: str, training_data: str | None) -> gr.Blocks:
                         searched, last_searched = gr.HTML(elem_id="af-searched"), gr.State(time_to_live=HOUR)
                 gr.HTML('<div class="af"><h3>Your gallery</h3></div>')
                 listed = gr.HTML(views.gallery({}), elem_id="af-gallery")
-                with gr.Row(equal_height=True):
+                with gr.Row(elem_classes="af-bottom"):
                     gone = gr.Dropdown([], label="Person", interactive=True, min_width=160)
                     remove, clear = gr.Button("Remove", min_width=120), gr.Button("Clear all", min_width=120)
             with gr.Tab("Look inside", elem_id="af-inside"):

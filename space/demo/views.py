@@ -99,15 +99,16 @@ def about(name: str, training_data: str | None) -> str:
 <ul>
 <li>A photo goes from your browser to this server, is looked at in memory and is dropped with the answer. It is never
 written to a disk, not kept, not used for training, and sent to nobody else.</li>
-<li>What the page shows (the aligned faces, the numbers) and the people you enroll (embeddings and small pictures) stay in
-this server's memory for your visit alone: no other visitor sees them. They are forgotten when you close or reload the
-page, or lose the connection; the gallery also an hour after it was last changed, or when you clear it.</li>
+<li>What the page shows (the aligned faces, the numbers) and the people you enroll (embeddings and small pictures) stay
+in this server's memory for your visit alone: no other visitor sees them. They are forgotten when you close or reload
+the page, or lose the connection; the gallery also an hour after it was last changed, or when you clear it.</li>
 <li>No cookies for tracking, no analytics, nothing from other hosts. Whoever runs this server or the network before it
 may keep logs of its own.</li>
 </ul>
 <h3>Please</h3>
 <ul>
-<li>Use photos of people who agreed to it. Embeddings of faces are personal data, in many places of a protected kind.</li>
+<li>Use photos of people who agreed to it. Embeddings of faces are personal data, in many places of a protected
+kind.</li>
 <li>Decide nothing about anybody with this page. It does not notice a printed photo, a screen or a mask in front of the
 camera (no presentation-attack detection), and its errors may differ between groups of people.</li>
 </ul>
@@ -216,14 +217,19 @@ def _source(answer: Verification) -> str:
 
 
 def _face(title: str, crop: str, face: EmbeddedFace, router: str) -> str:
-    warnings = "".join(f"<li>{text(warning)}</li>" for warning in face.warnings)
-    warned = f'<ul class="af-warnings">{warnings}</ul>' if warnings else ""
+    warned = _warnings(face)
     facts = f"quality {face.quality:.2f}"
     if face.face is not None:
         facts += f" · {face.face.eye_distance:.0f} px between the eyes · found with a score of {face.face.score:.2f}"
     mix = _mix(face.domain_mix) if face.domain_mix else f'<p class="af-note">{text(router)}</p>'
     return f"""<figure><div class="af-side"><img src="{crop}" width="168" height="168" alt="{title}, the aligned face">
 <figcaption><b>{title}</b><span class="af-note">{facts}</span></figcaption></div>{warned}{mix}</figure>"""
+
+
+def _warnings(face: EmbeddedFace) -> str:
+    if not face.warnings:
+        return ""
+    return f'<ul class="af-warnings">{"".join(f"<li>{text(warning)}</li>" for warning in face.warnings)}</ul>'
 
 
 def _mix(mix: Mapping[str, float]) -> str:
@@ -269,15 +275,16 @@ def matches(face: EmbeddedFace, crop: str, found: Sequence[Found], config: Any, 
         far: false accept rate, one of the model's; None of a model without thresholds.
     """
     threshold = None if far is None else config.threshold(far)
-    warnings = "".join(f"<li>{text(warning)}</li>" for warning in face.warnings)
-    warned = f'<ul class="af-warnings">{warnings}</ul>' if warnings else ""
+    warned = _warnings(face)
     if threshold is None:
         kind, word = "none", "No decision"
         said = "This model has no threshold; these are the most similar people of your gallery."
     elif found and found[0].similarity > threshold:
         kind, word = "same", text(found[0].name)
         above = sum(match.similarity > threshold for match in found)
-        said = f"{above} of the most similar people {'is' if above == 1 else 'are'} above the threshold {threshold:.3f}."
+        said = (
+            f"{above} of the most similar people {'is' if above == 1 else 'are'} above the threshold {threshold:.3f}."
+        )
     else:
         kind, word = "other", "Nobody in the gallery"
         said = f"No one is above the threshold {threshold:.3f}."
@@ -295,19 +302,18 @@ def matches(face: EmbeddedFace, crop: str, found: Sequence[Found], config: Any, 
 
 def _match(match: Found, threshold: float | None) -> str:
     above = threshold is not None and match.similarity > threshold
-    side = "" if threshold is None else f' · {"above" if above else "below"} the threshold'
-    return f"""<li class="{"af-above" if above else ""}">{_thumb(match.picture, 72)}<div><span class="af-name">{text(match.name)}</span>
-<span class="af-note">similarity <b>{match.similarity:.3f}</b>{side}</span>{_scale(match.similarity, threshold)}</div></li>"""
+    side = "" if threshold is None else f" · {'above' if above else 'below'} the threshold"
+    return f"""<li class="{"af-above" if above else ""}">{_thumb(match.picture, 72)}<div>
+<span class="af-name">{text(match.name)}</span><span class="af-note">similarity <b>{match.similarity:.3f}</b>{side}</span>
+{_scale(match.similarity, threshold)}</div></li>"""
 
 
-def look(page: str, face: EmbeddedFace | None) -> str:
+def look(page: str, face: EmbeddedFace) -> str:
     """A page of `adaptface.explain_page`, in a frame of its own that can reach nothing of this one.
 
     Args:
         page: the page.
-        face: what is known of the face, for its warnings; None of a crop.
+        face: the face that it is of, for its warnings.
     """
-    warnings = "".join(f"<li>{text(warning)}</li>" for warning in face.warnings) if face else ""
-    warned = f'<ul class="af-warnings">{warnings}</ul>' if warnings else ""
-    return f"""<div class="af">{warned}<iframe class="af-look" sandbox="allow-scripts" referrerpolicy="no-referrer"
+    return f"""<div class="af">{_warnings(face)}<iframe class="af-look" sandbox="allow-scripts" referrerpolicy="no-referrer"
 title="inside the model" srcdoc="{html.escape(page).translate(_TEMPLATE)}"></iframe></div>"""
