@@ -304,7 +304,8 @@ def _match(match: Found, threshold: float | None) -> str:
     above = threshold is not None and match.similarity > threshold
     side = "" if threshold is None else f" · {'above' if above else 'below'} the threshold"
     return f"""<li class="{"af-above" if above else ""}">{_thumb(match.picture, 72)}<div>
-<span class="af-name">{text(match.name)}</span><span class="af-note">similarity <b>{match.similarity:.3f}</b>{side}</span>
+<span class="af-name">{text(match.name)}</span>
+<span class="af-note">similarity <b>{match.similarity:.3f}</b>{side}</span>
 {_scale(match.similarity, threshold)}</div></li>"""
 
 
@@ -315,5 +316,7 @@ def look(page: str, face: EmbeddedFace) -> str:
         page: the page.
         face: the face that it is of, for its warnings.
     """
-    return f"""<div class="af">{_warnings(face)}<iframe class="af-look" sandbox="allow-scripts" referrerpolicy="no-referrer"
-title="inside the model" srcdoc="{html.escape(page).translate(_TEMPLATE)}"></iframe></div>"""
+    content = html.escape(page).translate(_TEMPLATE)
+    return f"""<div class="af">{_warnings(face)}
+<iframe class="af-look" sandbox="allow-scripts" referrerpolicy="no-referrer" title="inside the model"
+srcdoc="{content}"></iframe></div>"""
