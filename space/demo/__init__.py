@@ -1,0 +1,1 @@
+"""The parts of the demo; `space/app.py` puts them together. Only `ui` knows gradio."""
