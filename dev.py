@@ -4,7 +4,7 @@
     quickstart  setup, then render faces, train, evaluate and stage a release (CPU, a few minutes)
     check       setup, then format, lint, types and the fast tests
     test        setup, then everything: check, and the slow, distributed and real-face tests; releases also with the
-                oldest transformers that is supported, in an environment of its own
+                oldest transformers that is supported, and the demo in a browser, in environments of their own
     fix         setup, then mend what the formatter and linter can mend
     docs        setup, then write the API reference to build/api
 
@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = Path(os.environ.get("ADAPTFACE_VENV", ROOT / ".venv")).absolute()
 OLDEST = ENVIRONMENT.with_name(f"{ENVIRONMENT.name}-oldest")  # the oldest libraries that load a release
+SPACE = ENVIRONMENT.with_name(f"{ENVIRONMENT.name}-space")  # the demo's libraries, and what drives a browser
 RUN = "runs/quickstart"
 
 
@@ -83,6 +84,9 @@ def test() -> None:
     check()
     install(OLDEST, "constraints-oldest.txt", options=["-r", "constraints-oldest.txt"])
     os.environ["ADAPTFACE_OLD_PYTHON"] = str(python_of(OLDEST))
+    demo, tested = "space/requirements.txt", "constraints-space.txt"
+    install(SPACE, demo, tested, options=["-r", demo, "-c", tested, "playwright"])
+    os.environ["ADAPTFACE_SPACE_PYTHON"] = str(python_of(SPACE))
     run_tests("slow or distributed")
 
 

@@ -6,9 +6,10 @@ Each visitor has cookies, storage and pages of their own. The jobs, all with the
     {"do": "open", "url", "width", "dark"}
     {"do": "choose", "field", "files": [{"name", "data": base64}]}       into a field of picker.js
     {"do": "fill", "label", "text"}
+    {"do": "select", "label", "option"}
+    {"do": "click", "name"}      a button or what a label names
     {"do": "tab", "name"}
-    {"do": "press", "name", "answer": selector}      a button or what a label names -> the new answer's text, its HTML,
-                                                     toasts
+    {"do": "press", "name", "answer": selector}      clicks, and waits -> the new answer's text, its HTML, toasts
     {"do": "frame", "selector", "click"}             text of a frame's element; "click" clicks one of the frame's first
     {"do": "evaluate", "code"}
     {"do": "seen"}                                   requests, errors of the console, bodies of answers, the whole page
@@ -20,7 +21,7 @@ import json
 import sys
 from typing import Any
 
-from playwright.sync_api import Error, Page, Response, sync_playwright
+from playwright.sync_api import Page, Response, sync_playwright
 
 answers, sys.stdout = sys.stdout, sys.stderr
 ARGUMENTS = [
@@ -31,8 +32,34 @@ TOAST = "[data-testid=toast-body]"
 SECONDS = 1000
 
 
+# Keeps what the page's streams bring.
+LISTEN = """
+window.told = [];
+async function listen(url, body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  try {
+    for (let part; !(part = await reader.read()).done; ) window.told.push([url, part.value]);
+  } catch {} // the page left it
+}
+const fetched = window.fetch;
+window.fetch = async (...asked) => {
+  const response = await fetched(...asked);
+  if (!response.url.includes("/heartbeat/")) listen(response.url, response.clone().body);
+  return response;
+};
+const Source = window.EventSource;
+window.EventSource = class extends Source {
+  constructor(...asked) {
+    super(...asked);
+    this.addEventListener("message", (event) => window.told.push([this.url, event.data]));
+  }
+};
+"""
+
+
 class Visitor:
     def __init__(self, page: Page) -> None:
+        page.add_init_script(LISTEN)
         self.page = page
         self.responses: list[Response] = []
         self.requests: list[str] = []
@@ -59,15 +86,24 @@ class Visitor:
         self.page.get_by_label(label, exact=True).fill(text)
         return {}
 
+    def select(self, label: str, option: str) -> dict:
+        self.page.get_by_label(label, exact=True).click()
+        self.page.get_by_role("option", name=option, exact=True).click()
+        return {}
+
     def tab(self, name: str) -> dict:
         self.page.get_by_role("tab", name=name).click()
+        return {}
+
+    def click(self, name: str) -> dict:
+        button = self.page.get_by_role("button", name=name, exact=True)
+        (button if button.count() else self.page.get_by_label(name, exact=True)).click()
         return {}
 
     def press(self, name: str, answer: str) -> dict:
         page = self.page
         page.evaluate(f"document.querySelectorAll('{answer} .af').forEach(e => e.classList.add('old'))")
-        button = page.get_by_role("button", name=name, exact=True)
-        (button if button.count() else page.get_by_label(name, exact=True)).click()
+        self.click(name)
         page.wait_for_selector(f"{answer} .af:not(.old)", state="attached")
         page.wait_for_timeout(200)
         toasts = page.locator(TOAST).all_inner_texts()
@@ -86,14 +122,13 @@ class Visitor:
         return {"value": self.page.evaluate(code)}
 
     def seen(self) -> dict:
-        bodies = {}
+        bodies: dict[str, str] = {}
         for response in self.responses:
-            if "/heartbeat/" not in response.url and not response.url.startswith(("data:", "blob:")):
-                head = f"{response.status} {response.headers} "
-                try:
-                    bodies[response.url] = head + response.body().decode("latin-1")
-                except Error:  # the browser keeps no body of a stream, or of what it was led away from
-                    bodies[response.url] = head
+            bodies[response.url] = f"{response.status} {response.headers} "
+            if not response.url.startswith(("data:", "blob:")) and "text/event-stream" not in bodies[response.url]:
+                bodies[response.url] += response.body().decode("latin-1")
+        for url, text in self.page.evaluate("window.told"):  # the browser keeps no body of a stream
+            bodies[url] = bodies.get(url, "") + text
         return {"requests": self.requests, "errors": self.errors, "bodies": bodies, "page": self.page.content()}
 
     def close(self) -> dict:

@@ -16,8 +16,8 @@ Send = Callable[[Message], Awaitable[None]]
 
 OPEN = {
     "GET": re.compile(
-        r"/|/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json|login_check)/?|/(static|assets|svelte)/[\w./-]+"
-        r"|/gradio_api/(startup-events|login_check|theme\.css|queue/data|heartbeat/\w+)"
+        r"/|/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json|login_check)/?"
+        r"|/(static|assets|svelte)/(?!.*\.\.)[\w./-]+|/gradio_api/(startup-events|login_check|theme\.css|queue/data|heartbeat/\w+)"
     ),
     "POST": re.compile(r"/gradio_api/(queue/join|reset|cancel)/?"),
 }
@@ -31,10 +31,6 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
-
-
-class _TooLarge(Exception):
-    """More came than a request may have."""
 
 
 class Door:
@@ -57,35 +53,37 @@ class Door:
         if scope["type"] != "http" or pattern is None or not pattern.fullmatch(_path(scope)):
             await _refuse(scope, receive, send, 404)
             return
-        headers = dict(scope["headers"])
-        length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self.most_bytes:
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        body = await self._body(receive) if length.isdigit() and int(length) <= self.most_bytes else None
+        if body is None:
             await _refuse(scope, receive, send, 413)
             return
-        started, received = False, 0
+        waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.most_bytes:  # of a request that does not say its length
-                raise _TooLarge
-            return message
+        async def replayed() -> Message:
+            return waiting.pop() if waiting else await receive()
 
         async def labelled(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 ours = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
                 kept = [pair for pair in message["headers"] if pair[0].lower().decode("latin-1") not in HEADERS]
                 message = {**message, "headers": [*kept, *ours]}
             await send(message)
 
-        try:
-            await self.app(scope, counted, labelled)
-        except _TooLarge:
-            if not started:
-                await _refuse(scope, receive, send, 413)
+        await self.app(scope, replayed, labelled)
+
+    async def _body(self, receive: Receive) -> bytes | None:
+        """The body of a request, whole; None of one that is larger than it says, or than it may be."""
+        parts, size, more = [], 0, True
+        while more:
+            message = await receive()
+            part = message.get("body", b"")
+            size += len(part)
+            if size > self.most_bytes:
+                return None
+            parts.append(part)
+            more = message.get("more_body", False)  # also of a visitor who has left
+        return b"".join(parts)
 
 
 def _path(scope: Message) -> str:

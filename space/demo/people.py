@@ -63,7 +63,7 @@ class People:
         """Add faces of one person, all or none; one that is there already is left out.
 
         Args:
-            name (`str`): white space around it and control characters are taken away.
+            name (`str`): white space is tidied, control characters are spelt out.
             embeddings (`np.ndarray` of shape `(N, E)`): of length 1.
             pictures: their faces, data URIs.
         Returns:
@@ -118,7 +118,7 @@ def clean_name(name: str) -> str:
     Raises:
         ValueError: there is none, or it is too long.
     """
-    name = " ".join(shown(name or "").split())
+    name = shown(" ".join((name or "").split()))
     if not name:
         raise ValueError("give the person a name first")
     if len(name) > MOST_OF_NAME:

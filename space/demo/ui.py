@@ -210,7 +210,8 @@ def build(demo: Demo, name: str, training_data: str | None) -> gr.Blocks:
     """
     rates, start = views.rates(demo.config), views.default_rate(demo.config)
     busy: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": AT_ONCE, "api_visibility": "private"}
-    quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+    # through the queue, too: what gradio runs beside it comes by a route that the door shuts
+    quick: dict[str, Any] = {"concurrency_limit": None, "api_visibility": "private", "show_progress": "hidden"}
 
     with gr.Blocks(title="AdaptFace", analytics_enabled=False) as page:
         gr.HTML(
