@@ -18,6 +18,7 @@ Each visitor has cookies, storage and pages of their own. The jobs, all with the
 
 import base64
 import json
+import re
 import sys
 from typing import Any
 
@@ -96,7 +97,9 @@ class Visitor:
         return {}
 
     def click(self, name: str) -> dict:
-        button = self.page.get_by_role("button", name=name, exact=True)
+        button = self.page.get_by_role(
+            "button", name=re.compile(rf"^{re.escape(name)}(\W|$)")
+        )  # an accordion's has an arrow
         (button if button.count() else self.page.get_by_label(name, exact=True)).click()
         return {}
 
