@@ -178,9 +178,9 @@ class FaceDetector:
         try:
             import cv2
         except ImportError as error:
-            raise ImportError("finding faces needs OpenCV: pip install adaptface[faces]") from error
+            raise ImportError("finding faces needs OpenCV: pip install 'adaptface[faces]'") from error
         if not hasattr(cv2, "FaceDetectorYN"):
-            raise ImportError(f"OpenCV {cv2.__version__} has no FaceDetectorYN: pip install -U adaptface[faces]")
+            raise ImportError(f"OpenCV {cv2.__version__} has no FaceDetectorYN: pip install -U 'adaptface[faces]'")
         self._cv2 = cv2
         self.file = detector_file(model)
         self.score_threshold = score_threshold

@@ -366,7 +366,7 @@ def open_onnx(path: Path) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise ImportError("ONNX files need onnxruntime: pip install adaptface[onnx]") from error
+        raise ImportError("ONNX files need onnxruntime: pip install 'adaptface[onnx]'") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     try:

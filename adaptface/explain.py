@@ -415,7 +415,7 @@ def _umap(embeddings: np.ndarray, neighbours: int, seed: int) -> np.ndarray:
     try:
         import umap
     except ImportError as error:
-        raise ImportError("UMAP needs umap-learn: pip install adaptface[umap], or take method='tsne'") from error
+        raise ImportError("UMAP needs umap-learn: pip install 'adaptface[umap]', or take method='tsne'") from error
     if neighbours < 3:
         raise ValueError(f"UMAP needs 4 images, here are {neighbours + 1}; take method='tsne'")
     # The spectral start solves for more eigenvectors than a few images have.

@@ -7,8 +7,8 @@
     answer = embedder.verify("a.jpg", "b.jpg")
     print(answer.same, answer.similarity, answer.warnings)
 
-In a photo the face is found and aligned first (`pip install adaptface[faces]`); `aligned=True` takes square crops that
-are aligned already, as the model's own processor does.
+In a photo the face is found and aligned first (`pip install 'adaptface[faces]'`); `aligned=True` takes square crops
+that are aligned already, as the model's own processor does.
 """
 
 from __future__ import annotations

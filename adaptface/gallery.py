@@ -67,7 +67,7 @@ class Gallery:
         try:
             import faiss
         except ImportError as error:
-            raise ImportError("a gallery needs faiss: pip install adaptface[gallery]") from error
+            raise ImportError("a gallery needs faiss: pip install 'adaptface[gallery]'") from error
         if dim < 1:
             raise ValueError(f"dim is {dim}; give the length of an embedding, e.g. 512")
         self._faiss = faiss

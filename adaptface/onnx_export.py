@@ -138,7 +138,7 @@ def write_onnx(
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            "ONNX files are made with onnx, onnxscript, onnxruntime: pip install adaptface[onnx]"
+            "ONNX files are made with onnx, onnxscript, onnxruntime: pip install 'adaptface[onnx]'"
         ) from error
     size = 4 * sum(parameter.numel() for parameter in model.parameters())
     if size > _LARGEST:

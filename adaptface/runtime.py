@@ -173,7 +173,7 @@ def _openvino_core() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise ImportError("this engine needs OpenVINO: pip install adaptface[openvino]") from error
+        raise ImportError("this engine needs OpenVINO: pip install 'adaptface[openvino]'") from error
     finally:
         if absent:
             del sys.modules[hidden]
@@ -213,5 +213,5 @@ def _digest(model: AdaptFaceModel) -> str:
     try:
         digest.update(json.dumps([version(package) for package in packages]).encode())
     except ImportError as error:
-        raise ImportError(f"engines run ONNX files ({error}): pip install adaptface[onnx]") from error
+        raise ImportError(f"engines run ONNX files ({error}): pip install 'adaptface[onnx]'") from error
     return digest.hexdigest()

@@ -209,7 +209,7 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
 
 def test_opencv_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(ImportError, match=r"pip install adaptface\[faces\]"):
+    with pytest.raises(ImportError, match=r"pip install 'adaptface\[faces\]'"):
         FaceDetector()
 
 

@@ -405,7 +405,7 @@ def test_onnx_files_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pyt
         return real_import(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_onnxruntime)
-    with pytest.raises(ImportError, match=r"pip install adaptface\[onnx\]"):
+    with pytest.raises(ImportError, match=r"pip install 'adaptface\[onnx\]'"):
         OnnxEmbedder(path)
 
 

@@ -47,7 +47,7 @@ def test_its_metrics_are_those_of_the_package() -> None:
 
 @pytest.mark.slow
 def test_loads_offline_without_the_package_and_gives_the_report(tmp_path: Path) -> None:
-    pytest.importorskip("evaluate", reason="evaluate is not installed: pip install adaptface[evaluate]")
+    pytest.importorskip("evaluate", reason="evaluate is not installed: pip install 'adaptface[evaluate]'")
     if not (FOLDER / "metrics.py").is_symlink():
         pytest.skip("this checkout has no symbolic links, as on Windows: copy adaptface/metrics.py there")
     rng = np.random.default_rng(0)

@@ -358,7 +358,7 @@ def test_what_cannot_be_laid_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ValueError, match=r"\(0, 4\)"):
         project(np.empty((0, 4)))
     monkeypatch.setitem(sys.modules, "umap", None)
-    with pytest.raises(ImportError, match=r"pip install adaptface\[umap\]"):
+    with pytest.raises(ImportError, match=r"pip install 'adaptface\[umap\]'"):
         project(rows, "umap")
 
 

@@ -528,7 +528,7 @@ def test_without_faiss_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch
         return real(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", lacking)
-    with pytest.raises(ImportError, match=r"pip install adaptface\[gallery\]"):
+    with pytest.raises(ImportError, match=r"pip install 'adaptface\[gallery\]'"):
         Gallery(E)
 
 

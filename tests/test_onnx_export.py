@@ -289,5 +289,5 @@ def test_a_missing_package_is_named(
     tiny_model: AdaptFaceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=r"pip install adaptface\[onnx\]"):
+    with pytest.raises(ImportError, match=r"pip install 'adaptface\[onnx\]'"):
         write_onnx(tiny_model, tmp_path / "model.onnx")

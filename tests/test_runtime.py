@@ -200,7 +200,7 @@ def test_refusals(tiny_model: AdaptFaceModel, tmp_path: Path, monkeypatch: pytes
             load_engine(tiny_model, "openvino-bf16", cache_dir=tmp_path)
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "openvino", None)
-        with pytest.raises(ImportError, match=r"pip install adaptface\[openvino\]"):
+        with pytest.raises(ImportError, match=r"pip install 'adaptface\[openvino\]'"):
             load_engine(tiny_model, "openvino", cache_dir=tmp_path)
     elsewhere = tiny_model.to("meta")  # stands for a GPU
     for name in ENGINES:
