@@ -32,6 +32,7 @@ OPSET = 20  # of ONNX 1.15; onnxruntime reads it from 1.17 on
 PARITY = 1e-4  # cosine distance between an embedding of the file and the model's, float32
 _LARGEST = 2**31 - 1  # bytes of a protobuf message, which an ONNX file without external data is
 _NO_LIMIT = 2**40
+_SMALL = 64  # values, of which half the bytes are fewer than those of a node
 
 
 class OnnxExport(NamedTuple):
@@ -156,6 +157,7 @@ def write_onnx(
     proto = _converted(copied)
     if quantize:
         proto = _quantized(proto)
+    _halve(proto)
     for key, value in (metadata or {}).items():
         proto.metadata_props.add(key=key, value=json.dumps(value))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -242,6 +244,33 @@ def _quantized(proto: Any) -> Any:
     for value in (*found.graph.input, *found.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 1
     return found
+
+
+def _halve(proto: Any) -> None:
+    """Keeps in 16 bits the weights whose float32 values these hold exactly, as those of a base or a release in half
+    precision are. Engines turn them into float32 once, when they load the file: what they compute stays the same.
+    """
+    import onnx.helper
+    import onnx.numpy_helper
+
+    formats = {torch.float16: onnx.TensorProto.FLOAT16, torch.bfloat16: onnx.TensorProto.BFLOAT16}
+    casts = []
+    for weight in proto.graph.initializer:
+        if weight.data_type != onnx.TensorProto.FLOAT or math.prod(weight.dims) < _SMALL:
+            continue
+        values = torch.from_numpy(onnx.numpy_helper.to_array(weight).copy())
+        halves = {dtype: values.to(dtype) for dtype in formats}
+        exact = [dtype for dtype, half in halves.items() if torch.equal(half.float(), values)]
+        if not exact:
+            continue
+        used, weight.name = weight.name, f"{weight.name}h"
+        weight.data_type = formats[exact[0]]
+        weight.ClearField("float_data")
+        weight.raw_data = halves[exact[0]].view(torch.int16).numpy().astype("<i2").tobytes()
+        casts.append(onnx.helper.make_node("Cast", [weight.name], [used], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *proto.graph.node]  # in the order of their use
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
 
 
 @contextmanager

@@ -157,8 +157,23 @@ def test_int8(tiny_backbone_dir: Path, tmp_path: Path) -> None:
     whole = {name for name, t in tensors.items() if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 2}
     # qkv, out, fc1, fc2, A and B of qkv and of out for three blocks, qkv and its B cut in two in the last one
     assert len(whole) == 3 * 8 + 2
-    floats = {tuple(sorted(t.dims)) for t in tensors.values() if t.data_type == onnx.TensorProto.FLOAT}
+    kinds = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+    floats = {tuple(sorted(t.dims)) for t in tensors.values() if t.data_type in kinds}
     assert floats >= {(16, 32), (32, 256), (3, 256)}  # projection and router
+
+
+@pytest.mark.slow
+def test_weights_in_half_precision_are_stored_in_it(tiny_backbone_dir: Path, tmp_path: Path) -> None:
+    model = build(tiny_backbone_dir)
+    assert write_onnx(model, tmp_path / "whole.onnx") < 1e-10
+    for name, parameter in model.named_parameters():
+        # adapters below float16's range, or most of bfloat16's values would be exact in it
+        parameter.data = (parameter * 1e-9).bfloat16().float() if "lora_" in name else parameter.half().float()
+    assert write_onnx(model, tmp_path / "half.onnx") < 1e-10
+    whole, half = (onnx.load(tmp_path / f"{name}.onnx").graph.initializer for name in ("whole", "half"))
+    assert sum(len(t.raw_data) for t in half) < 0.51 * sum(len(t.raw_data) for t in whole)
+    kinds = {t.data_type for t in half if np.prod(t.dims) >= 64 and t.data_type != onnx.TensorProto.INT64}
+    assert kinds == {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
 
 
 CONSUMER = """
