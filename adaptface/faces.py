@@ -367,10 +367,13 @@ class FaceEmbedder:
             [`Verification`]. Where the model has no thresholds and none is given, `same` is None and a warning says
             how to measure them.
         Raises:
-            ValueError: the model has thresholds, but none at this rate; names those that it has. Or see `embed`.
+            ValueError: the model has thresholds, but none at this rate; names those that it has. `threshold` is no
+                cosine similarity. Or see `embed`.
         """
         if faces not in ("largest", "central"):
             raise ValueError(f"faces={faces!r}: two faces are compared; choose 'largest' or 'central'")
+        if threshold is not None and not -1 <= threshold <= 1:  # also NaN
+            raise ValueError(f"threshold={threshold!r}: give a cosine similarity, -1 to 1")
         at = self._threshold(far) if threshold is None else {"threshold": threshold, "far": None, "source": None}
         named = [(a, _name(a, "the first image")), (b, _name(b, "the second image"))]
         (pair,) = self._batches(named, 2, aligned, faces, True, "raise", 2)
@@ -450,8 +453,8 @@ class FaceEmbedder:
         found = detector.detect(photo, name)
         if not found:
             raise NoFaceError(
-                f"{name}: no face was found in {photo.width} x {photo.height} px. Pass aligned=True if it is a face "
-                "crop already; else take a photo that shows the face larger and more clearly"
+                f"{name}: no face was found in {photo.width} x {photo.height} px. Pass aligned=True (--aligned) if it "
+                "is a face crop already; else take a photo that shows the face larger and more clearly"
             )
         warnings = []
         if faces != "all" and len(found) > 1:

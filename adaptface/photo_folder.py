@@ -7,12 +7,11 @@ until the table is complete.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,13 +19,15 @@ import pyarrow.compute as pc
 from pyarrow import parquet
 from tqdm import tqdm
 
-from adaptface.data.folder import IMAGE_SUFFIXES
+from adaptface.data.base import shown
+from adaptface.data.folder import IMAGE_SUFFIXES, find_images
 from adaptface.faces import FaceEmbedder, FaceEmbeddings
 from adaptface.files import replacing, write_text_atomically
 from adaptface.gallery import Gallery
 
 PART = 512  # photos that are written at a time: at most these are embedded again after a crash
 FORMATS = (".parquet", ".npz")
+_KINDS = " ".join(IMAGE_SUFFIXES)
 _METADATA = b"adaptface_embeddings"
 
 
@@ -35,7 +36,7 @@ class Report:
     """What became of some photos.
 
     Attributes:
-        photos (`int`): how many there are.
+        photos (`int`): how many there are, with all files among them that are expected to be photos.
         faces (`int`): rows of the table, or templates that were enrolled.
         kept (`int`): photos of them that an earlier, broken off run had embedded.
         errors (`dict[str, str]`): why a photo gave nothing, by its path below the folder.
@@ -47,24 +48,52 @@ class Report:
     errors: dict[str, str]
 
 
-def photos_below(source: Path) -> tuple[Path, list[str]]:
-    """A folder, and the paths of its photos relative to it with "/", in order; of one photo its folder and name.
+class Photos(NamedTuple):
+    """Photos of a folder.
+
+    Attributes:
+        root (`Path`): the folder.
+        names (`list[str]`): their paths below it with "/", in natural order.
+        errors (`dict[str, str]`): why another file there, which may be meant as a photo, cannot be one; by its path.
+    """
+
+    root: Path
+    names: list[str]
+    errors: dict[str, str]
+
+
+def photos_below(source: Path) -> Photos:
+    """The photos below a folder, links to folders followed, or one photo and its folder.
 
     Raises:
         FileNotFoundError: there is no such file or folder, or no photo in it.
+        ValueError: a link to a folder leads in a circle, or nowhere.
     """
     if source.is_file():
-        return source.parent, [source.name]
-    if not source.is_dir():
+        root, names, others = source.parent, [source.name], list[str]()
+    elif source.is_dir():
+        root, (names, others) = source, find_images(source)
+    else:
         raise FileNotFoundError(f"there is no photo or folder at {source}")
-    names = []
-    for folder, below, files in os.walk(source):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        found = (name for name in files if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES))
-        names += [(Path(folder) / name).relative_to(source).as_posix() for name in found]
+    errors = {shown(name): f"none of {_KINDS}; convert it" for name in others if not name.endswith(FORMATS)}
+    unnamed = {name for name in names if not _is_text(name)}
+    errors |= {
+        shown(name): "its name is no valid Unicode and cannot be written down; rename it" for name in sorted(unnamed)
+    }
+    names = [name for name in names if name not in unnamed]
     if not names:
-        raise FileNotFoundError(f"{source} holds no photo ({' '.join(IMAGE_SUFFIXES)})")
-    return source, sorted(names)
+        first = "".join(f"; {name}: {error}" for name, error in list(errors.items())[:1])
+        raise FileNotFoundError(f"{source} holds no photo ({_KINDS}){first}")
+    return Photos(root, names, errors)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name is Unicode, which it need not be on Linux."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def embed_folder(embedder: FaceEmbedder, source: Path, out: Path, *, progress: bool = True, **options: Any) -> Report:
@@ -92,17 +121,17 @@ def embed_folder(embedder: FaceEmbedder, source: Path, out: Path, *, progress: b
         raise ValueError(f"{out}: give a name that ends in {' or '.join(FORMATS)}")
     if out.exists():
         raise FileExistsError(f"{out} is there already; move it away, or name another file")
-    root, names = photos_below(source)
+    root, names, errors = photos_below(source)
     made_by = {"model": embedder.identity(), "options": {k: v for k, v in options.items() if k in ("aligned", "faces")}}
     parts = _Parts(out, root, made_by, embedder)
     left = parts.missing(names)
-    kept = len(names) - len(left)
+    kept, total = len(names) - len(left), len(names) + len(errors)
     with tqdm(total=len(names), initial=kept, unit="photo", disable=not progress) as bar:
         for first, batch in _finished(embedder, root, left, options):
             parts.write(left[first : first + batch.photos], batch)
             bar.update(batch.photos)
-    faces, errors = parts.finish(names)
-    return Report(len(names), faces, kept, errors)
+    faces, failed = parts.finish(names)
+    return Report(total, faces, kept, errors | failed)
 
 
 @dataclass(frozen=True)
@@ -300,14 +329,13 @@ def enroll_folder(
         people = [identity or person_of(name) for name in names]
         added = gallery.enroll(people, embeddings, names, model=model)
         return Report(len(set(names)), added, 0, {})
-    root, names = photos_below(source)
-    added = 0
-    errors: dict[str, str] = {}
+    root, names, errors = photos_below(source)
+    total, added = len(names) + len(errors), 0
     photos = tqdm((root / name for name in names), total=len(names), unit="photo", disable=not progress)
     for found in embedder.embed_batches(photos, on_error="skip", **options):
         errors |= {names[image]: text for image, text in found.errors.items()}
         added += _enroll(gallery, found, names, identity, embedder.identity())
-    return Report(len(names), added, 0, errors)
+    return Report(total, added, 0, errors)
 
 
 def _enroll(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,25 @@ def test_whose_photo_it_is() -> None:
 
 
 def test_a_single_photo(photos: Path) -> None:
-    assert photos_below(photos / "cara.png") == (photos, ["cara.png"])
+    assert photos_below(photos / "cara.png") == (photos, ["cara.png"], {})
+
+
+def test_what_may_be_meant_as_a_photo_is_named(embedder: FaceEmbedder, photos: Path, tmp_path: Path) -> None:
+    (photos / "bob" / "4.HEIC").write_bytes(b"\0" * 9)
+    (photos / "old.parquet").write_bytes(b"PAR1")  # a table or a gallery may lie there
+    expected = {"anna/broken.jpg", "bob/4.HEIC"}
+    if os.name == "posix":
+        (photos / "dora").symlink_to(photos.parent / "elsewhere")
+        _photo(photos.parent / "elsewhere" / "1.png", 7)
+    if sys.platform == "linux":  # elsewhere names are Unicode
+        _photo(photos / "bob" / os.fsdecode(b"\xe9.png"), 8)
+        expected.add("bob/\\udce9.png")
+    report = embed_folder(embedder, photos, tmp_path / "f.parquet", aligned=True, progress=False)
+    assert set(report.errors) == expected and report.photos == report.faces + len(expected)
+    assert "convert it" in report.errors["bob/4.HEIC"]
+    assert "dora/1.png" in _table(tmp_path / "f.parquet") or os.name != "posix"
+    gallery = Gallery(16, model=embedder.identity())
+    assert enroll_folder(embedder, gallery, photos, aligned=True, progress=False) == report
 
 
 @pytest.mark.parametrize("via", ["folder", "table"])
@@ -255,6 +274,9 @@ class TestCommands:
         code, out, err = run("verify", anna, bob, "--aligned", "--model", bare, model=False)
         assert code == 1 and "undecided" in out and "--write_thresholds" in err
         assert run("verify", anna)[0] == 2
+        for threshold in ("nan", "inf", "-1.5"):
+            code, _, err = run("verify", anna, bob, "--aligned", "--threshold", threshold)
+            assert code == 2 and "no cosine similarity" in err
 
     def test_a_gallery(self, run: Any, photos: Path, tmp_path: Path) -> None:
         gallery, anna = tmp_path / "people.parquet", photos / "anna" / "1.png"
@@ -268,6 +290,11 @@ class TestCommands:
         assert code == 3 and json.loads(out)["faces"][0]["matches"] == []
         code, out, _ = run("search", gallery, anna, "--aligned", "--threshold", "0.99999")
         assert code == 3 and "no match" in out
+        broken = photos / "anna" / "broken.jpg"
+        code, out, err = run("search", gallery, broken, photos / "cara.png", "--aligned", "--json")
+        said = json.loads(out)
+        assert code == 1 and "broken.jpg" in err and list(said["errors"]) == [str(broken)]
+        assert [face["matches"][0]["identity"] for face in said["faces"]] == ["cara"]
         code, _, err = run("remove", gallery, "nobody", model=False)
         assert code == 1 and "nobody" in err
         code, _, err = run("search", tmp_path / "none.parquet", anna)
@@ -295,7 +322,7 @@ def test_photos_of_people(embedder: FaceEmbedder, model_dir: Path, real_faces: P
     detector = models / "face_detection_yunet_2026may.onnx"
     photo = sorted((real_faces / "raw_photos").iterdir())[0]
     done = CliRunner().invoke(app, ["detect", str(photo), "--detector", str(detector), "--json"])
-    assert done.exit_code == 0 and len(json.loads(done.stdout)[str(photo)][0]["landmarks"]) == 5
+    assert done.exit_code == 0 and len(json.loads(done.stdout)["faces"][str(photo)][0]["landmarks"]) == 5
     words = ["embed", str(photo), str(tmp_path / "f.parquet"), "--model", str(model_dir), "--detector", str(detector)]
     assert CliRunner().invoke(app, words).exit_code == 0
     (row,) = _table(tmp_path / "f.parquet").values()
@@ -303,3 +330,8 @@ def test_photos_of_people(embedder: FaceEmbedder, model_dir: Path, real_faces: P
     blank = tmp_path / "blank.png"
     Image.new("RGB", (300, 300), (120, 120, 120)).save(blank)
     assert CliRunner().invoke(app, ["detect", str(blank), "--detector", str(detector)]).exit_code == 3
+    none = str(tmp_path / "none.jpg")
+    done = CliRunner().invoke(app, ["detect", none, str(photo), "--detector", str(detector), "--json"])
+    said = json.loads(done.stdout)
+    assert done.exit_code == 1 and none in done.stderr
+    assert list(said["errors"]) == [none] and list(said["faces"]) == [str(photo)]

@@ -1,7 +1,8 @@
 """What all commands share: the application, its options and how it fails.
 
-Exit codes: 0 done (and "yes", where a command answers yes or no), 1 it failed and says why on standard error, 2 it was
-called wrongly, 3 the answer is "no": not the same person, no match.
+Exit codes: 0 done (and "yes", where a command answers yes or no), 1 it failed, or a photo could not be used, and it
+says why on standard error, 2 it was called wrongly, 3 the answer is "no": not the same person, no match, no face found
+by `detect`.
 """
 
 import json

@@ -27,6 +27,13 @@ class Method(StrEnum):
     umap = "umap"
 
 
+def _cosine(threshold: float | None) -> float | None:
+    """Refuses what is no cosine similarity."""
+    if threshold is not None and not -1 <= threshold <= 1:  # also NaN
+        raise typer.BadParameter(f"{threshold} is no cosine similarity, -1 to 1")
+    return threshold
+
+
 ModelOption = Annotated[str, typer.Option("--model", help="Model folder or Hub id.")]
 Detector = Annotated[
     Path | None, typer.Option(help="File of the face detector (YuNet). Default: ADAPTFACE_DETECTOR, or the Hub's.")
@@ -37,7 +44,10 @@ Engine = Annotated[
     str, typer.Option(help="What computes: torch, or on a CPU onnx, onnx-int8, openvino, openvino-bf16.")
 ]
 Far = Annotated[float, typer.Option(help="False accept rate of the threshold, one that was measured for the model.")]
-Threshold = Annotated[float | None, typer.Option(help="Cosine similarity above which it is a match, in its place.")]
+Threshold = Annotated[
+    float | None,
+    typer.Option(help="Cosine similarity above which it is a match, in its place.", callback=_cosine),
+]
 BatchSize = Annotated[int, typer.Option("--batch_size", help="Faces in one forward pass.", min=1)]
 Workers = Annotated[
     int | None, typer.Option(help="Threads that read photos and find faces. Default: one a CPU.", min=1)
@@ -60,26 +70,42 @@ def detect(
     detector: Detector = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find faces: box, landmarks and score, in pixels of the upright photo. Exit code 3 if a photo shows none."""
+    """Find faces: box, landmarks and score, in pixels of the upright photo.
+
+    Exit code 3 if a photo shows none, 1 if one cannot be read; the others are answered all the same.
+    """
     from adaptface.detection import FaceDetector, choose
     from image_processing_adaptface import AdaptFaceImageProcessor
 
-    found = {}
+    found, errors = {}, {}
     with failing_clearly("detect"):
         finder, processor = FaceDetector(detector), AdaptFaceImageProcessor()
-        for photo in photos:
+    for photo in photos:
+        try:
             image = processor.load(photo)
+        except (OSError, ValueError) as error:
+            errors[str(photo)] = str(error)
+        else:
             found[str(photo)] = [face.to_dict() for face in choose(finder.detect(image), faces.value, image.size)]
     if as_json:
-        print_json(found)
+        print_json({"faces": found, "errors": errors})
     else:
         for name, those in found.items():
             typer.echo(f"{name}: {len(those)} face{'' if len(those) == 1 else 's'}")
             for face in those:
                 left, top, width, height = face["box"]
                 typer.echo(f"  {width:.0f} x {height:.0f} px at ({left:.0f}, {top:.0f}), score {face['score']:.2f}")
+    _fail_of(errors, "detect")
     if not all(found.values()):
         raise typer.Exit(NO)
+
+
+def _fail_of(errors: dict[str, str], command: str) -> None:
+    """Ends a command that some of its photos could not be used for, after all others."""
+    for error in errors.values():
+        typer.echo(f"adaptface {command}: {error}", err=True)
+    if errors:
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -230,7 +256,10 @@ def search(
     detector: Detector = None,
     as_json: AsJson = False,
 ) -> None:
-    """Who is this, among the people of a gallery? Exit code 3 if a face matches nobody.
+    """Who is this, among the people of a gallery?
+
+    Exit code 3 if a face matches nobody, 1 if a photo cannot be read or shows no face; the others are answered all the
+    same.
 
     The more people are enrolled, the more false matches a threshold lets pass: see docs/gallery.md.
     """
@@ -246,7 +275,7 @@ def search(
                     "--threshold (-1 shows the nearest, whoever it is)"
                 )
             threshold = embedder.config.threshold(far)
-        found = embedder.embed([str(photo) for photo in photos], aligned=aligned, faces=faces.value)
+        found = embedder.embed([str(photo) for photo in photos], aligned=aligned, faces=faces.value, on_error="skip")
         matches = people.search(found.embeddings, k=k, threshold=threshold)
     answers = [
         {
@@ -259,8 +288,9 @@ def search(
         }
         for face, those in zip((found[row] for row in range(len(found))), matches, strict=True)
     ]
+    errors = {str(photos[image]): text for image, text in found.errors.items()}
     if as_json:
-        print_json({"threshold": threshold, "identities": len(people), "faces": answers})
+        print_json({"threshold": threshold, "identities": len(people), "faces": answers, "errors": errors})
     else:
         for answer in answers:
             typer.echo(f"{answer['photo']}: {'' if answer['matches'] else 'no match'}")
@@ -270,6 +300,7 @@ def search(
             for warning in answer["warnings"]:
                 typer.echo(f"  warning: {warning}", err=True)
         typer.echo(f"threshold {threshold:.4f}, {len(people)} people")
+    _fail_of(errors, "search")
     if not all(matches):
         raise typer.Exit(NO)
 

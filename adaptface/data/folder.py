@@ -27,7 +27,7 @@ class FolderSource(FileSource):
         self, root: Path, metadata: str | os.PathLike[str] | None, split: str, domains: Sequence[str] | None
     ) -> None:
         root = _split_folder(root, split)
-        files = _find_images(root)
+        files = _training_images(root)
         listed = root / "metadata.csv"
         numbers = DomainNumbers(domains)
         table: dict[str, _Row] = {}
@@ -62,8 +62,15 @@ def _folders(root: Path) -> list[str]:
     return [name for name in os.listdir(root) if not name.startswith(".") and (root / name).is_dir()]
 
 
-def _find_images(root: Path) -> list[str]:
-    """Images below `root` as relative paths with "/", in natural order; warns about what it leaves out."""
+def find_images(root: Path) -> tuple[list[str], list[str]]:
+    """Images below a folder, links to folders followed, hidden ones left out.
+
+    Returns:
+        Paths of the images relative to `root` with "/", in natural order; and of files that one would not expect there.
+    Raises:
+        OSError: a folder cannot be read.
+        ValueError: a link leads to a folder that is there already, or nowhere.
+    """
     images: list[str] = []
     strangers: list[str] = []
     seen: dict[tuple[int, int], str] = {}  # folders, by device and number there
@@ -93,6 +100,12 @@ def _find_images(root: Path) -> list[str]:
             images.append(name)
         elif suffix not in NEIGHBOURS:
             strangers.append(name)
+    return images, strangers
+
+
+def _training_images(root: Path) -> list[str]:
+    """As `find_images`; warns about what is left out."""
+    images, strangers = find_images(root)
     if not images:
         raise ValueError(f"{shown(root)}: holds no image ({' '.join(IMAGE_SUFFIXES)}); expected a folder an identity")
     if strangers:
