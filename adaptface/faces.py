@@ -189,17 +189,18 @@ class FaceEmbedder:
     Args:
         embedder (`ModelEmbedder`): model and processor.
         detector (`FaceDetector`, *optional*): made when the first photo comes, by default.
-        forward (*optional*): computes in the model's place: `(B, 3, S, S)`, float32 on the CPU -> features `(B, E)`
-            before normalisation and the router's mix `(B, K)`, or None without a router.
+        engine (`str` or a function): what computes: see [`~runtime.load_engine`], or `(B, 3, S, S)`, float32 on the
+            CPU -> features `(B, E)` before normalisation and the router's mix `(B, K)`, or None without a router.
     """
 
     def __init__(
-        self, embedder: ModelEmbedder, detector: FaceDetector | None = None, forward: Forward | None = None
+        self, embedder: ModelEmbedder, detector: FaceDetector | None = None, engine: str | Forward = "torch"
     ) -> None:
         self.embedder = embedder
+        self.engine = engine if isinstance(engine, str) else "given"
         self.processor = embedder.preprocess.processor
         self.config = embedder.model.config
-        self._forward = forward or load_engine(embedder.model, "torch")
+        self._forward: Forward = load_engine(embedder.model, engine) if isinstance(engine, str) else engine
         self._detector = detector
         self._detector_file: str | os.PathLike | None = None
         self._lock = Lock()
@@ -238,9 +239,7 @@ class FaceEmbedder:
             hub["token"] = token
         check_model(str(folder_or_id), revision, **hub)
         embedder = ModelEmbedder.from_pretrained(folder_or_id, revision, device, dtype, code_revision, **hub)
-        made = cls(
-            embedder, detector if isinstance(detector, FaceDetector) else None, load_engine(embedder.model, engine)
-        )
+        made = cls(embedder, detector if isinstance(detector, FaceDetector) else None, engine)
         if not isinstance(detector, FaceDetector):
             made._detector_file = detector
         return made
@@ -248,13 +247,14 @@ class FaceEmbedder:
     def identity(self) -> dict[str, Any] | None:
         """What makes the embeddings, JSON-ready: those of another identity cannot be compared with them.
 
-        None of a live model, whose weights may change.
+        Engine and precision are no part of it: theirs can. None of a live model, whose weights may change.
         """
         if self.embedder.digest is None:
             return None
+        described = self.embedder.describe()
+        keys = ("weights_sha256", "backbone_sha256", "image_size", "image_mean", "image_std")
         return {
-            "weights_sha256": self.embedder.digest,
-            "backbone_sha256": self.config.backbone_sha256,
+            **{key: described[key] for key in keys},
             "embedding": "features of the image and of its mirror image added, then L2-normalised",
         }
 

@@ -9,12 +9,14 @@ import hashlib
 import json
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from adaptface.files import replacing
 
@@ -391,6 +393,36 @@ class Gallery:
         self._owners[self._count : end] = np.fromiter(numbers, np.int32, len(table))
         self._sources += table["source"].to_pylist()
         self._count = end
+
+    @classmethod
+    @contextmanager
+    def updating(
+        cls, path: str | Path, dim: int | None = None, *, model: Mapping[str, Any] | None = None, timeout: float = 10
+    ) -> Iterator[Gallery]:
+        """A file's gallery to be changed, saved if the block ends well; other processes that want that wait meanwhile.
+
+        A hidden file beside it, `.NAME.lock`, stays.
+
+        Args:
+            dim: makes a new gallery, of `model`, where there is no file.
+            model: as for `load`.
+            timeout: seconds to wait for another process.
+        Raises:
+            TimeoutError: another process keeps it for so long.
+            FileNotFoundError, OSError, ValueError: as for `load` and `save`.
+        """
+        path = Path(path)
+        if dim is None and not path.is_file():
+            raise FileNotFoundError(f"there is no gallery at {path}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout).acquire()
+        except Timeout as error:
+            raise TimeoutError(f"{path}: another process is changing it; try again when it is done") from error
+        with lock:
+            gallery = cls.load(path, model=model) if dim is None or path.exists() else cls(dim, model=model)
+            yield gallery
+            gallery.save(path)
 
     # --------------------------------------------------------------------------------------------------------- helpers
 

@@ -122,7 +122,9 @@ def embed_folder(embedder: FaceEmbedder, source: Path, out: Path, *, progress: b
     if out.exists():
         raise FileExistsError(f"{out} is there already; move it away, or name another file")
     root, names, errors = photos_below(source)
-    made_by = {"model": embedder.identity(), "options": {k: v for k, v in options.items() if k in ("aligned", "faces")}}
+    used = {key: value for key, value in options.items() if key in ("aligned", "faces")}
+    used |= {"engine": embedder.engine, "dtype": str(embedder.embedder.model.dtype)}
+    made_by = {"model": embedder.identity(), "options": used}
     parts = _Parts(out, root, made_by, embedder)
     left = parts.missing(names)
     kept, total = len(names) - len(left), len(names) + len(errors)

@@ -123,7 +123,7 @@ def test_any_engine_can_compute(embedder: FaceEmbedder) -> None:
         calls.append((tuple(pixel_values.shape), pixel_values.dtype, pixel_values.device.type))
         return pixel_values.mean(dim=(2, 3)) + torch.tensor([3.0, 0, 0]), None
 
-    found = FaceEmbedder(embedder.embedder, forward=engine).embed([crop(1), crop(2), crop(3)], 2, aligned=True)
+    found = FaceEmbedder(embedder.embedder, engine=engine).embed([crop(1), crop(2), crop(3)], 2, aligned=True)
     assert found.embeddings.shape == (3, 3) and found.domain_weights is None and found[0].domain_mix is None
     one, two = ((2, 3, 56, 56), torch.float32, "cpu"), ((1, 3, 56, 56), torch.float32, "cpu")
     assert calls == [one, one, two, two]
@@ -191,7 +191,7 @@ def test_an_embedding_that_is_nan_is_an_error(embedder: FaceEmbedder) -> None:
         features[1] = math.nan
         return features, None
 
-    broken = FaceEmbedder(embedder.embedder, forward=engine)
+    broken = FaceEmbedder(embedder.embedder, engine=engine)
     with pytest.raises(ValueError, match="image 1 is zero, NaN or infinite"):
         broken.embed([crop(0), crop(1)], aligned=True)
     found = broken.embed([crop(0), crop(1), crop(2)], aligned=True, on_error="skip")

@@ -373,6 +373,45 @@ def test_others_can_read_it(saved: tuple[Gallery, Path]) -> None:
     assert json.loads(table.schema.metadata[b"adaptface_gallery"])["model"] == gallery.model
 
 
+def test_changes_of_several_processes_are_all_kept(tmp_path: Path) -> None:
+    """Each reads the file, waits for the other to have read it if it may, and adds a person."""
+    path = tmp_path / "people.parquet"
+    with Gallery.updating(path, 2) as gallery:
+        gallery.enroll("nobody", np.ones(2))
+    code = f"""
+import sys, time
+import numpy as np
+from adaptface.gallery import Gallery
+with Gallery.updating({str(path)!r}) as gallery:
+    time.sleep(0.5)
+    gallery.enroll(sys.argv[1], np.ones(2))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    started = [subprocess.Popen([sys.executable, "-c", code, name], env=environment) for name in ("ada", "bob")]
+    assert [process.wait() for process in started] == [0, 0]
+    assert sorted(Gallery.load(path).identities) == ["ada", "bob", "nobody"]
+
+
+def test_what_updating_refuses_or_leaves(tmp_path: Path) -> None:
+    path = tmp_path / "people.parquet"
+    with pytest.raises(FileNotFoundError, match="there is no gallery at"), Gallery.updating(path):
+        pass
+    assert not list(tmp_path.iterdir())
+    with Gallery.updating(path, 2, model={"a": 1}) as gallery:
+        gallery.enroll("ada", np.ones(2))
+        with (
+            pytest.raises(TimeoutError, match="another process is changing it"),
+            Gallery.updating(path, 2, timeout=0.1),
+        ):
+            pass
+    with pytest.raises(ValueError, match="another model"), Gallery.updating(path, 2, model={"a": 2}):
+        pass
+    with pytest.raises(ZeroDivisionError), Gallery.updating(path, 2) as gallery:
+        gallery.remove("ada")
+        raise ZeroDivisionError
+    assert Gallery.load(path).identities == ["ada"]
+
+
 def test_an_empty_gallery_can_be_saved(tmp_path: Path) -> None:
     Gallery(E).save(tmp_path / "g.parquet")
     loaded = Gallery.load(tmp_path / "g.parquet")

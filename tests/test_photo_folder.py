@@ -108,13 +108,13 @@ class Broken:
     """An embedder whose run ends after some batches."""
 
     def __init__(self, embedder: FaceEmbedder, after: int) -> None:
-        self.embedder, self.after = embedder, after
+        self.whole, self.after = embedder, after
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.embedder, name)
+        return getattr(self.whole, name)
 
     def embed_batches(self, *args: Any, **options: Any) -> Any:
-        for number, batch in enumerate(self.embedder.embed_batches(*args, **options)):
+        for number, batch in enumerate(self.whole.embed_batches(*args, **options)):
             if number == self.after:
                 raise KeyboardInterrupt
             yield batch
@@ -152,7 +152,7 @@ def test_faces_of_one_photo_stay_together(
 
     class Twice(Broken):
         def embed_batches(self, *args: Any, **options: Any) -> Any:
-            for number, batch in enumerate(self.embedder.embed_batches(*args, **options)):
+            for number, batch in enumerate(self.whole.embed_batches(*args, **options)):
                 for _ in range(2 if len(batch) else 1):
                     if number == self.after:
                         raise KeyboardInterrupt
@@ -184,6 +184,9 @@ def test_what_cannot_be_is_said(embedder: FaceEmbedder, photos: Path, tmp_path: 
         embed_folder(Broken(embedder, 0), photos, tmp_path / "begun.npz", **options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="was begun with another model or other options; delete"):
         embed_folder(embedder, photos, tmp_path / "begun.npz", faces="central", **options)
+    other = FaceEmbedder(embedder.embedder, engine=lambda pixel_values: (pixel_values.mean((2, 3)), None))
+    with pytest.raises(ValueError, match="was begun with another model or other options; delete"):
+        embed_folder(other, photos, tmp_path / "begun.npz", **options)
     with pytest.raises(ValueError, match="no table of `adaptface embed`"):
         read_embeddings(tmp_path / "there.npz")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".begun.npz.parts", "empty", "photos", "there.npz"]

@@ -208,17 +208,15 @@ def enroll(
 
     with failing_clearly("enroll"):
         embedder = _load(model, revision, engine, detector)
-        made_by, size = embedder.identity(), embedder.config.embedding_size
-        people = Gallery.load(gallery, model=made_by) if gallery.exists() else Gallery(size, model=made_by)
-        report = enroll_folder(
-            embedder, people, source, identity,
-            progress=not as_json, aligned=aligned, faces=faces.value, batch_size=batch_size, workers=workers,
-        )  # fmt: skip
-        if not people.templates:
-            raise ValueError(
-                f"none of {report.photos} photos gave a face; the first: {next(iter(report.errors.values()))}"
-            )
-        people.save(gallery)
+        with Gallery.updating(gallery, embedder.config.embedding_size, model=embedder.identity()) as people:
+            report = enroll_folder(
+                embedder, people, source, identity,
+                progress=not as_json, aligned=aligned, faces=faces.value, batch_size=batch_size, workers=workers,
+            )  # fmt: skip
+            if not people.templates:
+                raise ValueError(
+                    f"none of {report.photos} photos gave a face; the first: {next(iter(report.errors.values()))}"
+                )
     _print_report(report, gallery, f"enrolled, {len(people)} people in it", as_json)
 
 
@@ -231,10 +229,8 @@ def remove(
     """Remove people from a gallery; nothing of them stays in the file."""
     from adaptface.gallery import Gallery
 
-    with failing_clearly("remove", KeyError):
-        people = Gallery.load(gallery)
+    with failing_clearly("remove", KeyError), Gallery.updating(gallery) as people:
         removed = people.remove(*identities)
-        people.save(gallery)
     if as_json:
         print_json({"gallery": str(gallery), "removed": removed, "identities": len(people)})
     else:
