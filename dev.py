@@ -56,7 +56,8 @@ def install(environment: Path, *wanted: str, options: list[str]) -> None:
     probe = [str(python), "-m", "pip", "--version"]
     if not python.is_file() or subprocess.run(probe, capture_output=True, check=False).returncode:
         venv.create(environment, with_pip=True, clear=True)
-    run("-m", "pip", "install", "--quiet", "--disable-pip-version-check", *options, python=python)
+    # Compiling all modules takes as long as all else of it; Python compiles those that are imported.
+    run("-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check", *options, python=python)
     stamp.write_text(digest, encoding="utf-8")
 
 
