@@ -22,7 +22,7 @@ from tqdm import tqdm
 from adaptface.data.base import shown
 from adaptface.data.folder import IMAGE_SUFFIXES, find_images
 from adaptface.faces import FaceEmbedder, FaceEmbeddings
-from adaptface.files import replacing, write_text_atomically
+from adaptface.files import replacing, sha256, write_text_atomically
 from adaptface.gallery import Gallery
 
 PART = 512  # photos that are written at a time: at most these are embedded again after a crash
@@ -124,6 +124,8 @@ def embed_folder(embedder: FaceEmbedder, source: Path, out: Path, *, progress: b
     root, names, errors = photos_below(source)
     used = {key: value for key, value in options.items() if key in ("aligned", "faces")}
     used |= {"engine": embedder.engine, "dtype": str(embedder.embedder.model.dtype)}
+    if not options.get("aligned"):
+        used["detector_sha256"] = sha256(embedder.detector.file)
     made_by = {"model": embedder.identity(), "options": used}
     parts = _Parts(out, root, made_by, embedder)
     left = parts.missing(names)

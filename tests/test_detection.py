@@ -110,6 +110,22 @@ def test_one_face_seen_in_several_sizes_is_one(detector: FaceDetector, monkeypat
     assert seen == [(1280, 960), (640, 480), (320, 240)]  # once each: nothing is looked at turned
 
 
+def test_the_size_with_the_steadiest_landmarks_counts(detector: FaceDetector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A face is about 180 pixels wide there; which size a detection comes from its score tells here."""
+    find = DrawnFaces.detect
+
+    def scored(self: DrawnFaces, bgr: np.ndarray) -> tuple[int, np.ndarray | None]:
+        count, rows = find(self, bgr)
+        if rows is not None:
+            rows[:, 14] = 0.92 + self.size[0] / 1e5
+        return count, rows
+
+    monkeypatch.setattr(DrawnFaces, "detect", scored)
+    for side, width in ((1000, 320), (375, 640), (200, 1280)):  # 200, 150 and 160 pixels in that size
+        (face,) = detector.detect(draw((1600, 1200), 60, 60, side)[0])
+        assert face.score == pytest.approx(0.92 + width / 1e5, abs=1e-6)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientations_are_followed(detector: FaceDetector, orientation: int) -> None:
     photo, _ = draw((400, 300), 50, 60, 150)
@@ -293,3 +309,4 @@ def test_crops_are_photos_too(yunet: FaceDetector, real_faces: Path) -> None:
         face = yunet.detect(crop)[0]
         assert np.abs(face.landmarks.mean(axis=0) - ARCFACE_TEMPLATE.mean(axis=0)).max() < 12
         assert abs(face.roll) < 25
+    assert FaceDetector(yunet.file, score_threshold=0.99).detect(crops[0]) == []

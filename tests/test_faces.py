@@ -116,6 +116,17 @@ def test_inputs_of_every_kind_give_the_same(embedder: FaceEmbedder, tmp_path: Pa
     np.testing.assert_allclose(stacked.embeddings, found.embeddings[:2], atol=1e-6)
 
 
+def test_loading_takes_engine_and_precision(
+    tiny_model: AdaptFaceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr("adaptface.faces.load_engine", lambda model, name: asked.append((model.dtype, name)))
+    tiny_model.save_pretrained(tmp_path)
+    AdaptFaceImageProcessor(size=56).save_pretrained(tmp_path)
+    made = FaceEmbedder.from_pretrained(tmp_path, device="cpu", dtype=torch.bfloat16, engine="onnx")
+    assert asked == [(torch.bfloat16, "onnx")] and made.engine == "onnx"
+
+
 def test_any_engine_can_compute(embedder: FaceEmbedder) -> None:
     calls = []
 
@@ -236,6 +247,17 @@ def test_without_thresholds_nothing_is_decided(embedder: FaceEmbedder) -> None:
     assert answer.same is None and answer.threshold is None and answer.match_probability is None
     assert "--write_thresholds" in answer.warnings[-1]
     assert embedder.verify(crop(1), crop(2), threshold=-1.0).same is True
+    for threshold in (math.nan, math.inf, -1.5):
+        with pytest.raises(ValueError, match="give a cosine similarity"):
+            embedder.verify(crop(1), crop(2), threshold=threshold)
+
+
+def test_two_photos_of_groups_are_compared_by_the_faces_asked_for(embedder: FaceEmbedder) -> None:
+    large, central = face(2.0, (10, 10)), face(0.8, (155, 160))
+    embedder._detector = Scripted(large, central)  # type: ignore[assignment]
+    answer = embedder.verify(picture(1), picture(2), threshold=0.5, faces="central")
+    assert answer.first.face is answer.second.face is central
+    assert embedder.verify(picture(1), picture(2), threshold=0.5).first.face is large
 
 
 def test_errors_of_a_comparison_name_the_image(embedder: FaceEmbedder) -> None:

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from adaptface import FaceEmbedder, Gallery, photo_folder
 from adaptface.cli import app
+from adaptface.detection import Face
 from adaptface.embedding import StoredEmbeddings
 from adaptface.photo_folder import embed_folder, enroll_folder, person_of, photos_below, read_embeddings
 from image_processing_adaptface import AdaptFaceImageProcessor
@@ -127,14 +128,16 @@ def test_a_run_that_was_broken_off_goes_on(
     options = {"aligned": True, "progress": False, "batch_size": 1}
     out, whole = tmp_path / "out" / "faces.parquet", tmp_path / "whole.parquet"
     with pytest.raises(KeyboardInterrupt):
-        embed_folder(Broken(embedder, 4), photos, out, **options)  # type: ignore[arg-type]
+        embed_folder(Broken(embedder, 5), photos, out, **options)  # type: ignore[arg-type]
     (parts,) = out.parent.iterdir()
     if os.name == "posix":
         assert stat.S_IMODE(parts.stat().st_mode) == 0o700
     _photo(photos / "anna" / "1.png", 77)  # changed meanwhile
     _photo(photos / "aaron.png", 78)  # new
     (photos / "anna" / "2.JPG").unlink()  # gone
-    (parts / "part-00000001.parquet").write_bytes(b"PAR1")  # damaged by a power cut
+    written = [parquet.read_table(path)["file"].to_pylist() for path in sorted(parts.glob("part-*"))]
+    assert written[:2] == [["anna/1.png"], ["anna/2.JPG"]] and len(written) > 2
+    (parts / "part-00000000.parquet").write_bytes(b"PAR1")  # damaged by a power cut
     report = embed_folder(embedder, photos, out, **options)
     assert 1 <= report.kept <= 3 and list(report.errors) == ["anna/broken.jpg"]
     embed_folder(embedder, photos, whole, **options)
@@ -287,6 +290,8 @@ class TestCommands:
         assert code == 0 and "5 faces of 6 photos enrolled, 3 people in it" in out
         code, out, _ = run("search", gallery, anna, "--aligned", "-k", "1")
         assert code == 0 and "1.0000  anna (anna/1.png)" in out and "threshold 0.9000, 3 people" in out
+        code, out, _ = run("search", gallery, anna, "--aligned", "--threshold", "-1", "-k", "2", "--json")
+        assert code == 0 and len(json.loads(out)["faces"][0]["matches"]) == 2
         code, out, _ = run("remove", gallery, "anna", "--json", model=False)
         assert code == 0 and json.loads(out) == {"gallery": str(gallery), "removed": 2, "identities": 2}
         code, out, _ = run("search", gallery, anna, "--aligned", "--threshold", "0.99999", "--json")
@@ -302,6 +307,45 @@ class TestCommands:
         assert code == 1 and "nobody" in err
         code, _, err = run("search", tmp_path / "none.parquet", anna)
         assert code == 1 and "there is no gallery" in err
+
+    def test_detect(self, run: Any, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Two:
+            def __init__(self, file: Path | None) -> None:
+                assert file == Path("yunet.onnx")
+
+            def detect(self, photo: Image.Image) -> list[Face]:
+                if photo.size == (30, 30):
+                    return []
+                return [Face((float(x), 0, 112 - x, 112 - x), np.zeros((5, 2)), 0.9) for x in (0, 60)]
+
+        monkeypatch.setattr("adaptface.detection.FaceDetector", Two)
+        two, none, options = photos / "cara.png", photos / "none.png", ("--detector", "yunet.onnx", "--json")
+        Image.new("RGB", (30, 30)).save(none)
+
+        def boxes(*words: object) -> tuple[int, list[list[float]]]:
+            code, out, _ = run("detect", *words, *options, model=False)
+            return code, [face["box"] for those in json.loads(out)["faces"].values() for face in those]
+
+        assert boxes(two) == (0, [[0, 0, 112, 112], [60, 0, 52, 52]])
+        assert boxes(two, "--faces", "largest") == (0, [[0, 0, 112, 112]])
+        assert boxes(two, none, "--faces", "central")[0] == 3
+        code, out, _ = run("detect", two, none, *options[:2], model=False)
+        assert code == 3 and "cara.png: 2 faces" in out and "none.png: 0 faces" in out
+
+    def test_photos_are_not_taken_for_crops_unasked(self, run: Any, photos: Path, monkeypatch: Any) -> None:
+        class Nobody:
+            file = Path(__file__)  # any file has a digest
+
+            def __init__(self, file: Path | None) -> None:
+                pass
+
+            def detect(self, photo: Image.Image, name: str | None = None) -> list[Face]:
+                return []
+
+        monkeypatch.setattr("adaptface.faces.FaceDetector", Nobody)
+        for words in (("verify", photos / "cara.png", photos / "cara.png"), ("embed", photos, photos / "f.npz")):
+            code, _, err = run(*words)
+            assert code == 1 and "no face was found" in err and "--aligned" in err
 
     def test_explain(self, run: Any, photos: Path, tmp_path: Path) -> None:
         out_file = tmp_path / "page.html"
