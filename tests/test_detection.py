@@ -283,17 +283,19 @@ def test_the_pinned_digest_is_that_of_the_file(yunet: FaceDetector) -> None:
 @pytest.mark.slow
 @pytest.mark.real_faces
 def test_real_photos_give_upright_aligned_faces(yunet: FaceDetector, real_faces: Path) -> None:
-    """On all of them, also in grey and turned; `align` refuses points that are mirrored or form no face."""
+    """All of them, also in grey, and each fourth turned; `align` refuses points that are mirrored or form no face."""
     processor = AdaptFaceImageProcessor()
     photos = sorted((real_faces / "raw_photos").iterdir())
     assert len(photos) == 40
-    for photo in photos:
+    for number, photo in enumerate(photos):
         image = processor.load(photo)
-        face = yunet.detect(photo)[0]
+        face = yunet.detect(image)[0]
         processor.align(photo, face.landmarks)
         assert face.score > 0.85 and abs(face.roll) < 30
-        assert yunet.detect(image.convert("L"))
         image.thumbnail((1000, 1000))
+        assert yunet.detect(image.convert("L"))
+        if number % 4:
+            continue
         crop = np.asarray(processor.align(image, yunet.detect(image)[0].landmarks), float)
         for quarters in (1, 2, 3):
             turned = Image.fromarray(np.rot90(np.asarray(image), quarters))
