@@ -16,6 +16,7 @@ from adaptface.detection import FILE, Face, FaceDetector, NoFaceError
 from adaptface.embedders import ModelEmbedder
 from adaptface.embedding import embed_images
 from adaptface.faces import FaceEmbedder
+from benchmarks import embed_faces
 from image_processing_adaptface import ARCFACE_TEMPLATE, AdaptFaceImageProcessor
 from modeling_adaptface import AdaptFaceModel
 
@@ -114,6 +115,19 @@ def test_inputs_of_every_kind_give_the_same(embedder: FaceEmbedder, tmp_path: Pa
     assert (found.embeddings == found.embeddings[0]).all()
     stacked = embedder.embed(np.stack([np.asarray(photo)] * 2))
     np.testing.assert_allclose(stacked.embeddings, found.embeddings[:2], atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures(tiny_model: AdaptFaceModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_model.save_pretrained(tmp_path / "model")
+    AdaptFaceImageProcessor(size=56).save_pretrained(tmp_path / "model")
+    words = ["--model", str(tmp_path / "model"), "--device", "cpu", "--images", "8", "--rounds", "1"]
+    found = embed_faces.main([*words, "--output", str(tmp_path / "out.json")])
+    said = capsys.readouterr().out
+    for part in ("model", "crops"):
+        assert list(found[part]) == [1, 8, 32, 64] and min(found[part].values()) > 0
+        assert f"{found[part][8]:.1f} images/s  {found[part][8] / found[part][1]:.2f} x batch 1" in said
+    assert json.loads((tmp_path / "out.json").read_text())["crops"]["64"] == found["crops"][64]
 
 
 def test_loading_takes_engine_and_precision(
