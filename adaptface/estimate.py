@@ -41,7 +41,7 @@ from modeling_adaptface import AdaptFaceModel
 CASIA = (490_623, 10_572)  # images and identities of CASIA-WebFace as insightface distributes it
 MEASURED_STEPS, MEASURED_IMAGES = 3, 64
 MEMORY_SHARE = 0.9  # of what is free, that a run may take
-LARGEST_BATCH = 4096
+LARGEST_BATCH = 4096  # larger ones are not asked for
 
 # Width, blocks, heads of the bases by their ids, for a machine that has none of them yet.
 # Source: config.json of facebook/dinov2-*.
@@ -54,12 +54,18 @@ _GEOMETRY = {
 
 
 class GPU(NamedTuple):
-    """A card by its data sheet: memory in GB, dense peak TFLOP/s in float32 and of its half-precision tensor cores."""
+    """A card by its data sheet: memory in GB, dense peak TFLOP/s in float32 and of its half-precision tensor cores, and
+    whether these know bfloat16."""
 
     name: str
     memory: float
     float32: float
     half: float
+    bfloat16: bool = True
+
+    def peak(self, precision: str) -> float:
+        """TFLOP/s in a mixed precision of accelerate; without tensor cores for it, those of float32."""
+        return self.half if precision == "fp16" or (precision == "bf16" and self.bfloat16) else self.float32
 
 
 # Half precision with float32 sums, without sparsity. GeForce cards sum in float32 at half their quoted tensor rate.
@@ -68,8 +74,8 @@ GPUS = (
     GPU("RTX 3060", 12, 12.7, 25.5),
     GPU("RTX 4060", 8, 15.1, 30.2),
     GPU("RTX 4070", 12, 29.1, 58.3),
-    GPU("T4", 16, 8.1, 65),
-    GPU("V100", 16, 15.7, 125),
+    GPU("T4", 16, 8.1, 65, bfloat16=False),
+    GPU("V100", 16, 15.7, 125, bfloat16=False),
     GPU("A100", 40, 19.5, 312),
     GPU("H100", 80, 66.9, 989),
 )
@@ -109,7 +115,8 @@ def estimate(
     Returns:
         JSON-ready: `device`, `data`, `steps` (measured, by batch size), `images_per_second`, `decoding_per_second`
         (what the loader's workers deliver), `hours` of all epochs without evaluations, `memory_bytes` at the recipe's
-        batch, `free_bytes`, `largest_batch` that fits into them, and `gpus`: estimates from published numbers.
+        batch, `free_bytes`, `largest_batch` that fits into them (`LARGEST_BATCH` at most), and `gpus`: estimates from
+        published numbers.
     Raises:
         ValueError: the base's geometry is not known here, or not even the smallest batch fits.
         OSError: the training data cannot be read.
@@ -126,14 +133,14 @@ def estimate(
             f"not one image fits: {fixed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; use a smaller base, "
             "or free some memory"
         )
-    best = min((first, second), key=lambda step: step.seconds / step.batch)
-    computing = best.batch / best.seconds
+    nearest = min((first, second), key=lambda step: abs(step.batch - settings.batch_size))
+    computing = nearest.batch / nearest.seconds
     decoding = _decoding_rate(settings)
     rate = min(computing, decoding)
     total = settings.epochs * images
     return {
         "recipe": settings.output_dir,
-        "device": _device_name(device),
+        "device": _device_name(device, settings),
         "data": {"source": data, "images": images, "identities": identities},
         "steps": [asdict(step) for step in (first, second)],
         "images_per_second": computing,
@@ -151,7 +158,7 @@ def estimate(
 
 def _on(gpu: GPU, settings: TrainSettings, flops: float, fixed: float, slope: float) -> dict[str, Any]:
     """A run on a card by its published peak: hours at either utilisation, and the batch that fits."""
-    peak = gpu.half if settings.mixed_precision in ("bf16", "fp16") else gpu.float32
+    peak = gpu.peak(settings.mixed_precision)
     slow, fast = UTILISATION
     hours = [flops / (share * peak * 1e12) / 3600 for share in (fast, slow)]
     batch = int((MEMORY_SHARE * gpu.memory * 1e9 - fixed) / slope)
@@ -159,6 +166,7 @@ def _on(gpu: GPU, settings: TrainSettings, flops: float, fixed: float, slope: fl
         "name": gpu.name,
         "memory_gb": gpu.memory,
         "peak_tflops": peak,
+        "without": "bfloat16" if settings.mixed_precision == "bf16" and not gpu.bfloat16 else None,
         "hours": hours,
         "largest_batch": max(0, min(batch, LARGEST_BATCH)),
     }
@@ -219,6 +227,8 @@ def measure_steps(settings: TrainSettings, identities: int, device: str, batch: 
         ValueError: the base's geometry is not known here.
     """
     torch.manual_seed(0)
+    if settings.cpu_threads:
+        torch.set_num_threads(settings.cpu_threads)
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=settings.mixed_precision)
     config = AdaptFaceConfig(
         backbone=settings.backbone, backbone_config=_geometry(settings), **settings.model_arguments()
@@ -295,10 +305,10 @@ def _free_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
-def _device_name(device: torch.device) -> str:
+def _device_name(device: torch.device, settings: TrainSettings) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
+    return f"{device.type}, threads: {settings.cpu_threads or torch.get_num_threads()}"
 
 
 def as_text(found: dict[str, Any]) -> str:
@@ -318,7 +328,7 @@ def as_text(found: dict[str, Any]) -> str:
         "predicted from that:",
         f"  {found['epochs']} epochs: {_hours(found['hours'])}, evaluations not counted",
         f"  memory at batch_size {found['batch_size']}: {found['memory_bytes'] / 1e9:.1f} GB of "
-        f"{found['free_bytes'] / 1e9:.1f} GB free; the largest batch that fits: {found['largest_batch']}",
+        f"{found['free_bytes'] / 1e9:.1f} GB free; the largest batch that fits: {_batch(found['largest_batch'])}",
     ]
     if found["batch_size"] > found["largest_batch"]:
         lines.append(
@@ -334,8 +344,14 @@ def as_text(found: dict[str, Any]) -> str:
     for gpu in found["gpus"]:
         peak = f"{gpu['peak_tflops']:g} TFLOP/s"
         hours = " to ".join(_hours(value) for value in gpu["hours"])
-        lines.append(f"  {gpu['name']:<10} {gpu['memory_gb']:>4g} GB {peak:>14} {hours:>22} {gpu['largest_batch']:>14}")
+        batch = _batch(gpu["largest_batch"])
+        without = f"  (has no {gpu['without']}: take fp16)" if gpu["without"] else ""
+        lines.append(f"  {gpu['name']:<10} {gpu['memory_gb']:>4g} GB {peak:>14} {hours:>22} {batch:>14}{without}")
     return "\n".join(lines)
+
+
+def _batch(largest: int) -> str:
+    return f"{largest} or more" if largest == LARGEST_BATCH else str(largest)
 
 
 def _hours(hours: float) -> str:

@@ -45,7 +45,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(module, "_in_own_process", machine.measure)
     monkeypatch.setattr(module, "_free_memory", lambda device: int(4e9))
     monkeypatch.setattr(module, "_decoding_rate", lambda settings: 1000.0)
-    monkeypatch.setattr(module, "_device_name", str)
+    monkeypatch.setattr(module, "_device_name", lambda device, settings: str(device))
     return machine
 
 
@@ -63,6 +63,31 @@ def test_the_predictions_follow_from_the_measurements(machine: Machine) -> None:
     assert found["largest_batch"] == int((0.9 * 4e9 - 1e9) / 10e6)
     assert "is not here; numbers of CASIA-WebFace" in found["data"]["source"]
     assert json.loads(json.dumps(found)) == found
+
+
+def test_the_rate_is_that_of_the_batch_nearest_to_the_recipes(machine: Machine) -> None:
+    machine.each, machine.overhead = 0.01, -0.005  # small batches are faster
+    assert estimate(recipe(batch_size=128), device=torch.device("cpu"))["images_per_second"] == pytest.approx(
+        32 / 0.315
+    )
+    assert estimate(recipe(batch_size=2), device=torch.device("cpu"))["steps"][1]["batch"] == 2
+    found = estimate(recipe(batch_size=1), device=torch.device("cpu"))
+    assert [step["batch"] for step in found["steps"]] == [1, 2]
+
+
+def test_a_batch_beyond_what_is_asked_for_is_no_measurement(machine: Machine) -> None:
+    machine.slope = 1e3
+    found = estimate(recipe(), device=torch.device("cpu"))
+    assert found["largest_batch"] == module.LARGEST_BATCH
+    assert as_text(found).count("4096 or more") == 8
+
+
+def test_threads_are_those_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    settings = TrainSettings(output_dir=str(tmp_path), train_data="synthetic", cpu_threads=1, **TINY)
+    measure_steps(settings, 10, "cpu", 2)
+    assert asked == [1] and module._device_name(torch.device("cpu"), settings) == "cpu, threads: 1"
 
 
 def test_on_a_gpu_the_batch_of_the_recipe_is_tried_and_halved(machine: Machine) -> None:
@@ -87,6 +112,11 @@ def test_other_cards_are_marked_as_estimates(machine: Machine) -> None:
     a100 = next(gpu for gpu in found["gpus"] if gpu["name"] == "A100")
     assert a100["hours"] == pytest.approx([operations / (share * 312e12) / 3600 for share in (0.4, 0.15)])
     assert a100["largest_batch"] == int((0.9 * 40e9 - 1e9) / 10e6)
+    t4 = next(gpu for gpu in found["gpus"] if gpu["name"] == "T4")
+    assert t4["peak_tflops"] == 8.1 and text.count("(has no bfloat16: take fp16)") == 2
+    in_half = estimate(recipe(mixed_precision="fp16"), device=torch.device("cpu"))
+    assert next(gpu for gpu in in_half["gpus"] if gpu["name"] == "T4")["peak_tflops"] == 65
+    assert "has no" not in as_text(in_half)
     in_float32 = estimate(recipe(), device=torch.device("cpu"))["gpus"]
     assert next(gpu for gpu in in_float32 if gpu["name"] == "A100")["peak_tflops"] == 19.5
     assert all(isinstance(gpu, GPU) and gpu.float32 < gpu.half for gpu in module.GPUS)
