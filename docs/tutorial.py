@@ -2,8 +2,8 @@
 # # From nothing to a released face model
 #
 # This tutorial renders faces, trains a small AdaptFace model on them, measures it, uses it, looks inside it, exports it
-# and stages a release. It needs `pip install adaptface[gallery,onnx]` from a checkout, no GPU, no download and no
-# picture of any person, and takes a minute or two on a CPU.
+# and stages a release. It needs a checkout with `pip install -e '.[gallery,onnx]'` done in it, no GPU, no download and
+# no picture of any person, and takes a minute or two on a CPU.
 #
 # **All faces here are synthetic and the base is tiny and random. No number below says anything about real faces.**
 #

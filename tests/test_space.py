@@ -341,6 +341,12 @@ def test_a_gallery_is_searched(browser: Browser, visit: str) -> None:
     browser(visit, "press", name="Remove", answer="#af-gallery")
     listed = browser(visit, "evaluate", code="document.querySelector('#af-gallery').innerText")["value"]
     assert listed == "Grace"
+    shown = "document.querySelector('#af-searched').innerText + document.querySelector('#af-enrolled').innerText"
+    assert browser(visit, "evaluate", code=shown)["value"].strip() == ""  # no answer shows the person any more
+    browser(visit, "click", name="1 in 100")  # nor comes back at another rate
+    browser.choose(visit, "query", FACE)
+    found = browser(visit, "press", name="Search", answer="#af-searched")
+    assert "Grace" in found["text"] and EVIL not in found["text"]
     browser(visit, "press", name="Clear all", answer="#af-gallery")
     found = browser(visit, "press", name="Search", answer="#af-searched")
     assert found["text"].startswith("the gallery is empty")
@@ -378,7 +384,7 @@ CORRUPT = FACE[: len(FACE) // 2]
 FAULTS = {
     "no face": (png(Image.new("RGB", (300, 200), (90, 140, 60))), f'Photo B: no face was found .*Tick "{ALIGNED}"'),
     "cut off": (CORRUPT, "Photo B: damaged or incomplete image"),
-    "text": (b"hello, I am no picture", "Photo B: not a readable image"),
+    "text": (b"hello, I am no picture", "Photo B: not a readable image; .*; save it as one of these first$"),
     "empty": (b"", "Photo B: the file is empty"),
     "bomb": (bomb(), "Photo B: .*80,000,000 pixels"),
     "too large": (bytes(10 * 2**20 + 1), r"holiday\.png is 10\.0 MB large; a photo may have 10 MB"),
@@ -400,6 +406,15 @@ def test_a_fault_is_one_toast(browser: Browser, visit: str, fault: str) -> None:
     browser.choose(visit, "b", SAME)  # and it goes on
     found = browser(visit, "press", name="Compare", answer="#af-compared")
     assert found["text"].startswith("Same person") and found["toasts"] == []
+
+
+def test_a_photo_is_no_aligned_crop(browser: Browser, visit: str) -> None:
+    for name in ("Options", ALIGNED):
+        browser(visit, "click", name=name)
+    browser.choose(visit, "a", FACE)
+    browser.choose(visit, "b", png(Image.new("RGB", (300, 200), (90, 140, 60))))
+    found = browser(visit, "press", name="Compare", answer="#af-compared")
+    assert f'looked for: untick "{ALIGNED}"' in found["text"] and "landmarks" not in found["text"]
 
 
 def test_a_person_is_enrolled_whole_or_not_at_all(browser: Browser, visit: str) -> None:

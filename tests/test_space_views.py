@@ -149,6 +149,8 @@ def test_photos_arrive_byte_by_byte() -> None:
         ("no JSON", "no list of photos"),
         ('{"name": 1}', "no list of photos"),
         ("[" * 100_000, "no list of photos"),
+        ('[{"name": "a", "size": 1e999, "data": null}]', "no list of photos"),
+        ('[{"name": "a", "size": 1, "data": 5}]', "no list of photos"),
         (sent(("a", 1, "AA=="), ("b", 1, "AA==")), "2 photos were chosen; take 1 at a time"),
         (sent(("a", MOST_BYTES + 1, None)), "a is 10.0 MB large"),
         (sent(("a", 1, "A" * (MOST_BYTES * 4 // 3 + 8))), "may have 10 MB"),  # says less than it is

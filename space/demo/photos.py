@@ -46,7 +46,9 @@ def read_photos(text: str | None, what: str, most: int = 1) -> list[Photo]:
     try:
         files: Any = json.loads(text or "[]")
         found = [(str(file["name"])[:MOST_OF_NAME], int(file["size"]), file["data"]) for file in files]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        if not all(data is None or isinstance(data, str) for *_, data in found):
+            raise ValueError("data is no text")
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise ValueError(f"{what}: what the browser sent is no list of photos; reload the page") from error
     if not found:
         raise ValueError(f"{what}: choose a photo first")

@@ -25,6 +25,15 @@ from demo.photos import MOST_AT_ONCE, MOST_BYTES, Photo, read_photos
 HERE = Path(__file__).parent
 FACES = [("the largest", "largest"), ("the most central", "central")]
 ALIGNED = "My pictures are aligned face crops"
+# What the library says to a program, and what the page says instead.
+REWORDED = {
+    "Pass aligned=True (--aligned)": f'Tick "{ALIGNED}"',
+    "pass an aligned square face crop, or the photo with its five landmarks": (
+        f'cut the face out as a square, or have it looked for: untick "{ALIGNED}"'
+    ),
+    ", anything else may be opened with PIL and passed as an image": "; save it as one of these first",
+    "; run `git lfs pull`": "; choose the image itself",
+}
 MOST_MATCHES = 5
 AT_ONCE = 2  # answers that are worked on at the same time
 WAITING = 16  # clicks that may wait; more are told to try again
@@ -131,7 +140,10 @@ class Demo:
         return aligned or not self.finds_faces
 
     def _load(self, photo: Photo, name: str) -> Image.Image:
-        return self.embedder.processor.load(photo.content, name)
+        try:
+            return self.embedder.processor.load(photo.content, name)
+        except ValueError as error:
+            raise _renamed(error, {}) from error
 
     def _face(self, picture: Image.Image, name: str, which: str, aligned: bool) -> EmbeddedFace:
         try:
@@ -152,7 +164,9 @@ class Demo:
 
 def _renamed(error: ValueError, names: dict[str, str]) -> ValueError:
     """The library's error in this page's words."""
-    text = str(error).replace("Pass aligned=True", f'Tick "{ALIGNED}"')
+    text = str(error)
+    for ours, words in REWORDED.items():
+        text = text.replace(ours, words)
     for ours, name in names.items():
         text = f"{name}{text.removeprefix(ours)}" if text.startswith(ours) else text
     return type(error)(text)
@@ -284,7 +298,7 @@ def build(demo: Demo, name: str, training_data: str | None) -> gr.Blocks:
                 raise ValueError("choose a person to remove first")
             if held is not None:
                 held.remove(chosen)
-            return held, *listing(held)
+            return held, *listing(held), "", "", None  # what was said and found may show the person
 
         def wipe(held: People | None) -> tuple[Any, ...]:
             if held is not None:
@@ -325,9 +339,11 @@ def build(demo: Demo, name: str, training_data: str | None) -> gr.Blocks:
             **busy,
         )
         remove.click(
-            _guarded(drop, lambda text: (gr.skip(), gr.skip(), gr.skip())), [people, gone], [people, listed, gone],
+            _guarded(drop, lambda text: tuple(gr.skip() for _ in range(6))),
+            [people, gone],
+            [people, listed, gone, enrolled, searched, last_searched],
             **quick,
-        )  # fmt: skip
+        )
         clear.click(wipe, [people], [people, listed, gone, enrolled, searched, last_searched], **quick)
         far.input(
             lambda comparison, query, rate: (demo.compared_at(comparison, rate), demo.searched_at(query, rate)),
