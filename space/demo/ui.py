@@ -38,7 +38,7 @@ MOST_MATCHES = 5
 AT_ONCE = 2  # answers that are worked on at the same time
 WAITING = 16  # clicks that may wait; more are told to try again
 VISITS = 64  # visitors whose last answers and galleries are remembered; the longest idle one is forgotten first
-HOUR = 3600  # seconds
+MINUTE, HOUR = 60, 3600  # seconds
 
 Handler = Callable[..., tuple[Any, ...]]
 
@@ -345,6 +345,13 @@ def build(demo: Demo, name: str, training_data: str | None) -> gr.Blocks:
             **quick,
         )
         clear.click(wipe, [people], [people, listed, gone, enrolled, searched, last_searched], **quick)
+        # After an hour gradio drops the people, but not what the page shows of them, which the server keeps as well.
+        gr.Timer(MINUTE).tick(
+            lambda held: wipe(None)[1:] if held is None else tuple(gr.skip() for _ in range(5)),
+            [people],
+            [listed, gone, enrolled, searched, last_searched],
+            **quick,
+        )
         far.input(
             lambda comparison, query, rate: (demo.compared_at(comparison, rate), demo.searched_at(query, rate)),
             [last_compared, last_searched, far],
