@@ -62,27 +62,31 @@ def main() -> None:
         parser.error("no model: give --model FOLDER_OR_ID, or set ADAPTFACE_MODEL")
     try:
         embedder = FaceEmbedder.from_pretrained(arguments.model, revision=arguments.revision, device=arguments.device)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, AssertionError) as error:  # the last two: torch has no such device
         sys.exit(f"{arguments.model}: {error}")
     demo = Demo(embedder, finds_faces(embedder))
     folder = Path(arguments.model)
     name = folder.resolve().name if folder.is_dir() else arguments.model
-    build(demo, name, training_data(arguments.model, arguments.revision)).launch(
-        server_name=arguments.host,
-        server_port=arguments.port,
-        share=False,
-        show_error=False,  # an error of Python's may name folders
-        footer_links=[],
-        run_history=False,
-        ssr_mode=False,
-        mcp_server=False,
-        pwa=False,
-        enable_monitoring=False,
-        max_file_size=1,  # nothing is uploaded
-        state_session_capacity=VISITS,
-        app_kwargs={"middleware": [Middleware(Door, most_bytes=MOST_OF_REQUEST)]},
-        **look_of_page(),
-    )
+    page = build(demo, name, training_data(arguments.model, arguments.revision))
+    try:
+        page.launch(
+            server_name=arguments.host,
+            server_port=arguments.port,
+            share=False,
+            show_error=False,  # an error of Python's may name folders
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            mcp_server=False,
+            pwa=False,
+            enable_monitoring=False,
+            max_file_size=1,  # nothing is uploaded
+            state_session_capacity=VISITS,
+            app_kwargs={"middleware": [Middleware(Door, most_bytes=MOST_OF_REQUEST)]},
+            **look_of_page(),
+        )
+    except OSError as error:  # the port is taken
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

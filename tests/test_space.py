@@ -507,6 +507,11 @@ found = asyncio.run(go())
 kept = str({{k: v["props"].get("value") for k, v in state.config_values.items() if "props" in v}})
 assert "Same person" in kept, kept[:2000]
 assert data[:200] not in kept
+try:
+    asyncio.run(page.process_api(compare, [sent], state=state))
+    raise SystemExit("a request with too few inputs was taken")
+except ValueError as error:  # gradio writes it to the log
+    assert data[:50] not in str(error) and error.__cause__ is None and error.__suppress_context__, error
 unload = [fn for fn in page.fns.values() if fn.name == "forget"][0]
 request = gr.Request(session_hash="visitor")
 assert "visitor" in holder

@@ -364,7 +364,20 @@ def build(demo: Demo, name: str, training_data: str | None) -> gr.Blocks:
             page.state_holder.session_data.pop(str(request.session_hash), None)
 
         page.unload(forget)
+    page.validate_inputs = _told_without_content(page.validate_inputs)
     return page.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE)
+
+
+def _told_without_content(check: Callable[..., None]) -> Callable[..., None]:
+    """gradio's check of how many inputs a request has, whose error would write them, photos too, to the log."""
+
+    def run(*values: Any) -> None:
+        try:
+            check(*values)
+        except ValueError:
+            raise ValueError("a request that is not of this version of the page: reload it") from None
+
+    return run
 
 
 def look_of_page() -> dict[str, Any]:
