@@ -3,7 +3,7 @@
     look = look_at_image(model, processor, "face.jpg")
     attention_of(look.attention, block=11, patch=(6, 4))  # (rows, columns): where the patch looks, all heads' mean
     update_norms(model)                                   # of each adapted matrix and expert
-    faces = look_at_faces(model, processor, open_source("data/faces", domains=None))
+    faces = look_at_faces(model, processor, open_source("data/faces", domains=None, training=False))
     project(faces.embeddings)                             # (M, 2)
 
 Numbers only; [`adaptface.explain_page`] shows them. Attention says what a token reads in a block, not why the embedding
@@ -382,6 +382,22 @@ def mix_summaries(mix: np.ndarray, labels: Sequence[str] | None = None) -> dict[
     return found
 
 
+def check_method(method: str) -> None:
+    """That embeddings can be laid out so.
+
+    Raises:
+        ValueError: there is no such method.
+        ImportError: it is `umap`, and umap-learn is not installed.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method {method!r}: choose one of {', '.join(METHODS)}")
+    if method == "umap":
+        try:
+            import umap  # noqa: F401
+        except ImportError as error:
+            raise ImportError("UMAP needs umap-learn: pip install 'adaptface[umap]', or take method='tsne'") from error
+
+
 def project(embeddings: np.ndarray, method: str = "tsne", seed: int = 0) -> np.ndarray:
     """Lay embeddings out in a plane, so that neighbours stay neighbours. Distances between far groups say little.
 
@@ -396,8 +412,7 @@ def project(embeddings: np.ndarray, method: str = "tsne", seed: int = 0) -> np.n
         ImportError: umap-learn is not installed.
     Source: t-SNE, van der Maaten and Hinton, JMLR 9, 2008; UMAP, arXiv:1802.03426.
     """
-    if method not in METHODS:
-        raise ValueError(f"method {method!r}: choose one of {', '.join(METHODS)}")
+    check_method(method)
     if embeddings.ndim != 2 or not embeddings.size or not np.isfinite(embeddings).all():
         raise ValueError(f"embeddings of shape {embeddings.shape}: give (N, E) finite numbers, N at least 1")
     count = len(embeddings)
@@ -412,10 +427,8 @@ def project(embeddings: np.ndarray, method: str = "tsne", seed: int = 0) -> np.n
 
 
 def _umap(embeddings: np.ndarray, neighbours: int, seed: int) -> np.ndarray:
-    try:
-        import umap
-    except ImportError as error:
-        raise ImportError("UMAP needs umap-learn: pip install 'adaptface[umap]', or take method='tsne'") from error
+    import umap
+
     if neighbours < 3:
         raise ValueError(f"UMAP needs 4 images, here are {neighbours + 1}; take method='tsne'")
     # The spectral start solves for more eigenvectors than a few images have.

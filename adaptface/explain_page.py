@@ -1,7 +1,7 @@
 """What [`adaptface.explain`] finds, as one HTML page that needs nothing else, or as a folder of PNGs.
 
     explain(model, processor, "face.jpg", Path("page.html"))
-    explain_folder(model, processor, open_source("data/faces", domains=None), Path("faces.html"))
+    explain_folder(model, processor, open_source("data/faces", domains=None, training=False), Path("faces.html"))
 
 A page shows faces: it is for the eyes of whoever owns them. It names files, identities and the base, never a folder of
 this machine, and forbids itself the network.
@@ -33,6 +33,7 @@ from adaptface.explain import (
     MixSummary,
     UpdateNorm,
     attention_of,
+    check_method,
     grid_side,
     look_at_faces,
     look_at_image,
@@ -120,6 +121,7 @@ def explain_folder(
         ImportError: `method` is `umap` and umap-learn is not installed.
         OSError, ValueError: an image cannot be read or is no square, or the method is unknown.
     """
+    check_method(method)
     with _written(out) as (folder, write):
         look = look_at_faces(model, processor, source, most, **options)
         places = project(look.embeddings, method)
@@ -335,12 +337,14 @@ def _patch_section(attention: np.ndarray, most_bytes: int) -> str:
         return f'{title}<p class="note">{note}</p>'
     shape, content = packed
     last = attention.shape[0] - 1
+    levels = shape["levels"]
+    kept = "" if levels == 255 else f" It is kept in {levels} steps of that: less than half of one shows as none."
     heads = "" if shape["heads"] == attention.shape[1] else " Of this many tokens the page holds the mean of the heads."
     return f"""{title}
 <noscript><p class="note">This part needs JavaScript.</p></noscript>
 <div class="patches" hidden>
 <p class="note">Point at a patch, or use the arrow keys; a click holds it. Each map is scaled to its own strongest
-patch.{heads}</p>
+patch.{kept}{heads}</p>
 <div class="columns">
 <div class="chooser">
 <div class="face" tabindex="0" role="img" aria-label="the face; arrow keys choose a patch"><i class="at"></i></div>

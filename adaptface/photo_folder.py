@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from pyarrow import parquet
 from tqdm import tqdm
 
 from adaptface.data.base import shown
-from adaptface.data.folder import IMAGE_SUFFIXES, find_images
+from adaptface.data.folder import IMAGE_SUFFIXES, find_images, person_of
 from adaptface.faces import FaceEmbedder, FaceEmbeddings
 from adaptface.files import replacing, sha256, write_text_atomically
 from adaptface.gallery import Gallery
@@ -299,12 +299,6 @@ def _matrix(table: pa.Table) -> np.ndarray:
     """(N, E) of the column `embedding`."""
     column = table["embedding"].combine_chunks()
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
-
-
-def person_of(name: str) -> str:
-    """Whose photo it is, by its path below a folder: the first folder's name, or the file's own without its suffix."""
-    path = PurePosixPath(name)
-    return path.parts[0] if len(path.parts) > 1 else path.stem
 
 
 def enroll_folder(

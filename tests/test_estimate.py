@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,38 @@ def test_steps_are_measured(tmp_path: Path) -> None:
     attention = 2 * tokens**2 * width * blocks
     least = 2 * 3 * linear  # 2 operations each, forward and both gradients
     assert least * 0.7 < found.flops / 3 < 1.3 * (least + 6 * attention)
+    eager = dataclasses.replace(settings, attention="eager")
+    assert measure_steps(eager, 10, "cpu", 3).flops == found.flops  # fused attention counts as well
     assert found.batch == 3 and 0 < found.seconds < 60 and found.memory > 50e6
+
+
+def test_steps_are_those_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    for name in ("build_trainer", "build_optimizer"):
+        build = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given, build=build: made.append(build(*given)) or made[-1])
+    measure_steps(TrainSettings(output_dir=str(tmp_path), train_data="synthetic", **TINY), 10, "cpu", 2)
+    trainer, optimizer = made
+    assert trainer.training
+    taken = {int(state["step"]) for state in optimizer.state.values()}
+    assert taken == {1 + module.MEASURED_STEPS + 1}  # one that warms up and one that is counted
+
+
+def test_published_speeds_are_units_times_clock() -> None:
+    """Multiprocessors, their operations a cycle (float32, half precision with float32 sums), boost clocks in GHz."""
+    chips = {
+        "RTX 3060": (28, 256, 512, 1.777, 1.777),
+        "RTX 4060": (24, 256, 512, 2.46, 2.46),
+        "RTX 4070": (46, 256, 512, 2.475, 2.475),
+        "T4": (40, 128, 1024, 1.59, 1.59),
+        "V100": (80, 128, 1024, 1.53, 1.53),
+        "A100": (108, 128, 2048, 1.41, 1.41),
+        "H100": (132, 256, 4096, 1.98, 1.83),
+    }
+    for gpu in module.GPUS:
+        count, float32, half, clock, clock_of_half = chips[gpu.name]
+        assert gpu.float32 == pytest.approx(count * float32 * clock / 1000, rel=0.01), gpu.name
+        assert gpu.half == pytest.approx(count * half * clock_of_half / 1000, rel=0.01), gpu.name
 
 
 @pytest.mark.slow

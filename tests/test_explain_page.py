@@ -5,6 +5,7 @@ import io
 import re
 import shutil
 import subprocess
+import sys
 import zlib
 from html.parser import HTMLParser
 from pathlib import Path
@@ -123,6 +124,31 @@ def test_packed_attention_grows_coarser_until_it_fits(image_look: ImageLook) -> 
         np.testing.assert_allclose(unpacked(shape, text), want, atol=0.5 / shape["levels"] + 1 / 65535)
         limit = len(text) - 1
     assert seen[:3] == [(2, 255), (2, 15), (2, 7)] and set(seen[3:]) <= {(1, 255), (1, 15), (1, 7)} and seen[3:]
+
+
+def test_a_page_says_how_coarse_it_is(
+    tiny_backbone_dir: Path, image_look: ImageLook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = built(tiny_backbone_dir)
+    assert "kept in" not in images_page(model, ["face.png"], [image_look])
+    _, text = pack_attention(image_look.attention, 10**6) or pytest.fail("nothing fits")
+    monkeypatch.setattr("adaptface.explain_page._PATCH_BYTES", len(text) - 1)
+    page = images_page(model, ["face.png"], [image_look])
+    assert "kept in 15 steps of that" in page and '"levels": 15' in page
+
+
+def test_faces_need_no_folders_and_no_second_person(tiny_backbone_dir: Path, tmp_path: Path) -> None:
+    """What training refuses can be looked at."""
+    model = built(tiny_backbone_dir)
+    folder = faces(tmp_path / "faces", 1, 3, domains=False)
+    (person,) = folder.iterdir()
+    for place, people in ((folder, 1), (person, 3)):
+        source = open_source(place, domains=None, training=False)
+        assert len(source.identities) == people
+        explain_folder(model, processor(), source, tmp_path / "page.html")
+        assert f"<dt>identities</dt><dd>{people}</dd>" in (tmp_path / "page.html").read_text(encoding="utf-8")
+        with pytest.raises(ValueError, match=r"belong to one identity|outside any identity folder"):
+            open_source(place, domains=None)
 
 
 def test_a_page_shows_what_was_computed(tiny_backbone_dir: Path, image_look: ImageLook) -> None:
@@ -340,7 +366,9 @@ def test_only_a_page_of_ours_is_replaced(
     assert (tmp_path / "full" / "diary.txt").read_text() == "dear diary"
 
 
-def test_what_goes_wrong_leaves_nothing(tiny_backbone_dir: Path, tmp_path: Path) -> None:
+def test_what_goes_wrong_leaves_nothing(
+    tiny_backbone_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, out = built(tiny_backbone_dir), tmp_path / "out"
     for images, landmarks, message in (
         ([Image.new("RGB", (90, 56))], None, "five landmarks"),
@@ -357,6 +385,10 @@ def test_what_goes_wrong_leaves_nothing(tiny_backbone_dir: Path, tmp_path: Path)
     source = open_source(faces(tmp_path / "faces", 2, 2), domains=None)
     with pytest.raises(ValueError, match="choose one of tsne, umap"):
         explain_folder(model, processor(), source, out, method="pca")
+    monkeypatch.setitem(sys.modules, "umap", None)
+    monkeypatch.setattr("adaptface.explain_page.look_at_faces", lambda *_, **__: pytest.fail("an hour's work"))
+    with pytest.raises(ImportError, match=r"pip install 'adaptface\[umap\]'"):
+        explain_folder(model, processor(), source, out, method="umap")
     assert [file.name for file in tmp_path.iterdir()] == ["faces"]
 
 

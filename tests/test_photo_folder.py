@@ -21,9 +21,10 @@ from typer.testing import CliRunner
 
 from adaptface import FaceEmbedder, Gallery, photo_folder
 from adaptface.cli import app
+from adaptface.data.folder import person_of
 from adaptface.detection import Face
 from adaptface.embedding import StoredEmbeddings
-from adaptface.photo_folder import embed_folder, enroll_folder, person_of, photos_below, read_embeddings
+from adaptface.photo_folder import embed_folder, enroll_folder, photos_below, read_embeddings
 from image_processing_adaptface import AdaptFaceImageProcessor
 from tests.conftest import build_tiny_model
 

@@ -334,7 +334,7 @@ def explain(
             files = explain_image(*parts, source, out, landmarks)
         else:
             files = explain_folder(
-                *parts, open_source(source, domains=None), out, method.value, most, progress=not as_json
+                *parts, open_source(source, domains=None, training=False), out, method.value, most, progress=not as_json
             )
     if as_json:
         print_json({"files": [str(file) for file in files]})

@@ -114,7 +114,7 @@ class FaceSource(LabelledFaces):
         labels (`np.ndarray` of shape `(N,)`, int64): identity of each image, 0 .. len(identities) - 1.
         domain_labels (`np.ndarray` of shape `(N,)`, int64): domain of each image, -1 where unlabelled.
     Raises:
-        ValueError: no image, or fewer than two identities (a margin loss needs a rival class).
+        ValueError: no image.
     """
 
     def __init__(
@@ -133,10 +133,17 @@ class FaceSource(LabelledFaces):
         self.domains = tuple(domains)
         if not len(self):
             raise ValueError(f"{name}: holds no image")
+
+    def check_rivals(self) -> None:
+        """That there are two identities at least: a margin loss needs a rival class.
+
+        Raises:
+            ValueError: there is only one.
+        """
         if len(self.identities) < 2:
             raise ValueError(
-                f"{name}: all {len(self)} images belong to one identity, '{shown(self.identities[0])}'; training needs "
-                "two or more: give the folder that directly holds the identity folders, or check the labels"
+                f"{self.name}: all {len(self)} images belong to one identity, '{shown(self.identities[0])}'; training "
+                "needs two or more: give the folder that directly holds the identity folders, or check the labels"
             )
 
     def __len__(self) -> int:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from adaptface.data.base import DOMAIN_COLUMN, UNLABELLED, DomainNumbers, label_fault, natural, shown, warn
@@ -17,14 +17,19 @@ SPLIT_FOLDERS = frozenset(("train", "training", "val", "valid", "validation", "d
 
 
 class FolderSource(FileSource):
-    """An image folder, one folder an identity; see `open_source` for the arguments.
+    """An image folder, one folder an identity; see `open_source` for the arguments. `loose` images may lie outside.
 
     Labels and images follow the natural order of their names ("id_2" before "id_10") on every system. Images
     may lie deeper than one level; the first folder names the identity. Links to folders are followed.
     """
 
     def __init__(
-        self, root: Path, metadata: str | os.PathLike[str] | None, split: str, domains: Sequence[str] | None
+        self,
+        root: Path,
+        metadata: str | os.PathLike[str] | None,
+        split: str,
+        domains: Sequence[str] | None,
+        loose: bool = False,
     ) -> None:
         root = _split_folder(root, split)
         files = _training_images(root)
@@ -38,7 +43,7 @@ class FolderSource(FileSource):
             shown(root),
             root,
             files,
-            _identities(root, files, table),
+            _identities(root, files, table, loose),
             [table.get(file, unlisted).domain for file in files],
             numbers.names,
         )
@@ -103,6 +108,12 @@ def find_images(root: Path) -> tuple[list[str], list[str]]:
     return images, strangers
 
 
+def person_of(name: str) -> str:
+    """Whose photo it is, by its path below a folder: the first folder's name, or the file's own without its suffix."""
+    path = PurePosixPath(name)
+    return path.parts[0] if len(path.parts) > 1 else path.stem
+
+
 def _training_images(root: Path) -> list[str]:
     """As `find_images`; warns about what is left out."""
     images, strangers = find_images(root)
@@ -117,8 +128,8 @@ def _training_images(root: Path) -> list[str]:
     return images
 
 
-def _identities(root: Path, files: list[str], table: "dict[str, _Row]") -> list[str]:
-    """Identity name of each image: from the CSV where it has that column, else the first folder."""
+def _identities(root: Path, files: list[str], table: "dict[str, _Row]", loose: bool) -> list[str]:
+    """Identity name of each image: from the CSV where it has that column, else the first folder, or a file's name."""
     if any(row.identity is not None for row in table.values()):
         missing = [file for file in files if file not in table]
         if missing:
@@ -127,13 +138,13 @@ def _identities(root: Path, files: list[str], table: "dict[str, _Row]") -> list[
                 "`identity` column every image must be listed"
             )
         return [str(table[file].identity) for file in files]
-    loose = [file for file in files if "/" not in file]
-    if loose:
+    outside = [file for file in files if "/" not in file]
+    if outside and not loose:
         raise ValueError(
-            f"{shown(root / loose[0])}: lies outside any identity folder, like {len(loose) - 1} others; move it, or "
-            "name its identity in a metadata CSV"
+            f"{shown(root / outside[0])}: lies outside any identity folder, like {len(outside) - 1} others; move it, "
+            "or name its identity in a metadata CSV"
         )
-    identities = [file.partition("/")[0] for file in files]
+    identities = [person_of(file) for file in files]
     folded: dict[str, str] = {}
     for name in dict.fromkeys(identities):
         other = folded.setdefault(name.casefold(), name)

@@ -30,6 +30,7 @@ def open_source(
     split: str = "train",
     domains: Sequence[str] | None = DEFAULT_DOMAINS,
     domain_labels: str | os.PathLike[str] | None = None,
+    training: bool = True,
 ) -> FaceSource:
     """Open training faces, chosen by what `path` holds.
 
@@ -47,22 +48,37 @@ def open_source(
         domains: domain names; their order gives the domain labels, another name in the data is an error. None, for
             a model without a router: whatever names the data has, numbered as they turn up.
         domain_labels: sidecar of `adaptface domains`, whose labels take the place of the data's own.
+        training: refuse what nothing can be trained on, images of one identity or outside any identity folder. Without
+            it one identity will do, and an image directly in a folder is a person called as the file.
     Raises:
         FileNotFoundError: nothing at `path`, and no such dataset on the Hub; or no such sidecar.
         ConnectionError: the Hub cannot be reached and the dataset is not in the cache.
         ValueError: the data is empty, ambiguous or contradictory, or the sidecar is not its own; the message names file
             and line, or row.
     """
+    # With a sidecar the data's own labels do not count, so neither their names.
+    source = _open(path, metadata, split, None if domain_labels is not None else domains, loose=not training)
+    if training:
+        source.check_rivals()
     if domain_labels is not None:
-        source = open_source(path, metadata, split, domains=None)  # its own labels do not count, so neither their names
         relabel(source, Path(domain_labels), domains)
-        return source
+    return source
+
+
+def _open(
+    path: str | os.PathLike[str],
+    metadata: str | os.PathLike[str] | None,
+    split: str,
+    domains: Sequence[str] | None,
+    loose: bool,
+) -> FaceSource:
+    """`open_source` without labels of a sidecar, and of one identity, too; `loose` images are each a person's."""
     text = os.fspath(path)
     local = Path(text).expanduser()
     is_local = not text.startswith("hf://") and local.exists()
     record_file = find_record_file(local) if is_local else None
     if is_local and not record_file and local.is_dir() and not is_dataset_folder(local):
-        return FolderSource(local.absolute(), metadata, split, domains)
+        return FolderSource(local.absolute(), metadata, split, domains, loose)
     if metadata is not None:
         raise ValueError(
             f"metadata={os.fspath(metadata)!r}: goes with an image folder only; {shown(text)} carries its "
