@@ -75,11 +75,14 @@ def export_onnx(
         digest (`str`, *optional*): SHA-256 of the model's weights file, to be found again in the metadata.
     Raises:
         ImportError: onnx, onnxscript or onnxruntime is missing.
+        IsADirectoryError: `path` is a folder.
         ValueError: `base_license` names no licence or one without changed copies, `path` lies in a model folder, the
             processor is another model's, or see [`write_onnx`].
     """
     require_licence(base_license, model)
     require_outside(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file, {path / 'adaptface.onnx'}")
     config = model.config
     if processor.size["height"] != config.image_size:
         raise ValueError(

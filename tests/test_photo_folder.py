@@ -360,6 +360,9 @@ class TestCommands:
         assert code == 1 and "--base_license ID" in err
         code, _, err = run(*words, "--base_license", "apache-2.0", "--domain_mix", "pose", model=False)
         assert code == 1 and "mixes the experts itself" in err
+        folder = ("export", model_dir, tmp_path, "--to", "onnx", "--base_license", "apache-2.0")
+        code, _, err = run(*folder, model=False)
+        assert code == 1 and f"{tmp_path} is a folder; name a file, " in err
         code, out, _ = run(*words, "--base_license", "apache-2.0", "--json", model=False)
         assert code == 0 and json.loads(out)["bytes"] == {str(words[2]): words[2].stat().st_size}
 

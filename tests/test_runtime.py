@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -208,6 +209,32 @@ def test_refusals(tiny_model: AdaptFaceModel, tmp_path: Path, monkeypatch: pytes
             with pytest.raises(ValueError, match=f"{name}.* on meta: choose 'torch'"):
                 load_engine(elsewhere, name, cache_dir=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "precision"), [("openvino", "f32"), ("openvino-bf16", "bf16")])
+def test_openvino_computes_as_asked(
+    tiny_model: AdaptFaceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, precision: str
+) -> None:
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    class Core:
+        def get_property(self, device: str, name: str) -> list[str]:
+            return ["FP32", "BF16"]
+
+        def read_model(self, path: Path) -> Path:
+            return path
+
+        def compile_model(self, model: Path, device: str, settings: dict[str, Any]) -> Any:
+            asked.append((device, settings))
+            return SimpleNamespace(create_infer_request=lambda: None)
+
+    monkeypatch.setattr(runtime, "_openvino_core", Core)
+    monkeypatch.setattr(runtime, "write_onnx", lambda model, path, quantize: path.touch())
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    load_engine(tiny_model, name, cache_dir=tmp_path)
+    ((device, settings),) = asked
+    assert device == "CPU" and settings["INFERENCE_PRECISION_HINT"] == precision
+    assert (settings["INFERENCE_NUM_THREADS"], settings["NUM_STREAMS"]) == (7, 1)
 
 
 def test_evaluation_takes_an_engine(
