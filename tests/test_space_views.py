@@ -14,7 +14,7 @@ import pytest
 
 from adaptface.faces import EmbeddedFace, Verification
 from configuration_adaptface import AdaptFaceConfig
-from demo import views
+from demo import door, views
 from demo.door import Door
 from demo.people import MOST_PEOPLE, MOST_PHOTOS, People
 from demo.photos import MOST_BYTES, MOST_OF_REQUEST, read_photos
@@ -236,7 +236,11 @@ def asked(
 def test_what_is_open_comes_through_whole() -> None:
     status, headers, body = asked("POST", "/gradio_api/queue/join", [b"12345", b"67890"])
     assert (status, body) == (200, b"1234567890")
-    assert headers["referrer-policy"] == "no-referrer" and "connect-src" not in headers["content-security-policy"]
+    assert headers["referrer-policy"] == "no-referrer" and headers["x-content-type-options"] == "nosniff"
+    policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
+    assert policy["default-src"] == "'self'" and policy["object-src"] == "'none'" and "connect-src" not in policy
+    words = {word for sources in policy.values() for word in sources.split()}
+    assert words == {"'self'", "'none'", "'unsafe-inline'", "'unsafe-eval'", "data:", "blob:"}  # no other host
     assert asked("GET", "/", [])[0] == asked("GET", "/assets/index-A_b.js", [])[0] == 200
     assert asked("GET", "/at/config", [], root_path="/at")[0] == 200
     assert asked("GET", "/atconfig", [], root_path="/at")[0] == 404
@@ -247,6 +251,49 @@ def test_a_large_request_is_turned_away() -> None:
     long = [(b"content-length", b"11")]
     assert asked("POST", "/gradio_api/queue/join", [], headers=long)[::2] == (413, None)
     assert asked("POST", "/gradio_api/queue/join", [], headers=[(b"content-length", b"-1")])[0] == 413
+
+
+def test_bodies_are_bounded_together_and_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "SECONDS", 0.2)
+    said: dict[str, int] = {}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    gate = Door(app, 10)
+    request = {"type": "http", "method": "POST", "path": "/gradio_api/queue/join", "headers": []}
+
+    async def ask(who: str, *messages: dict[str, Any]) -> None:
+        left = list(messages)
+
+        async def receive() -> dict[str, Any]:
+            if not left:
+                await asyncio.sleep(9)  # the rest never comes
+            return left.pop(0)
+
+        async def send(message: Any) -> None:
+            said.setdefault(who, message.get("status", 0))
+
+        await gate(request, receive, send)
+
+    half = {"type": "http.request", "body": b"1234567890", "more_body": True}
+    whole = {"type": "http.request", "body": b"1234567890", "more_body": False}
+
+    async def go() -> None:
+        slow = [asyncio.create_task(ask(f"slow {number}", half)) for number in range(door.AT_ONCE)]
+        await asyncio.sleep(0.05)
+        await ask("while they wait", whole)
+        await asyncio.gather(*slow)
+        await ask("left", half, {"type": "http.disconnect"})
+        await ask("large", half, half)
+        for number in range(3 * door.AT_ONCE):
+            await ask(f"later {number}", whole)
+
+    asyncio.run(go())
+    assert said.pop("while they wait") == 503 and said.pop("left") == 408 and said.pop("large") == 413
+    assert {status for who, status in said.items() if who.startswith("slow")} == {408}
+    assert {status for who, status in said.items() if who.startswith("later")} == {200}
 
 
 @pytest.mark.parametrize(

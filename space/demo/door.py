@@ -6,6 +6,7 @@ history of runs, an API. A list of what is open stays right when a later gradio 
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -22,6 +23,8 @@ OPEN = {
     "POST": re.compile(r"/gradio_api/(queue/join|reset|cancel)/?"),
 }
 OPEN["HEAD"] = OPEN["GET"]
+AT_ONCE = 4  # requests of the largest size whose bodies may be in memory together, or as many bytes of smaller ones
+SECONDS = 240  # for a body to come: two photos of 10 MB at 1 Mbit/s
 
 # The browser asks this server alone; other pages (the Hub's, around a Space) may show it in a frame.
 HEADERS = {
@@ -44,6 +47,7 @@ class Door:
     def __init__(self, app: Callable[..., Awaitable[None]], most_bytes: int) -> None:
         self.app = app
         self.most_bytes = most_bytes
+        self._held = 0  # bytes of all bodies that are being read or answered
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -54,10 +58,19 @@ class Door:
             await _refuse(scope, receive, send, 404)
             return
         length = dict(scope["headers"]).get(b"content-length", b"0")
-        body = await self._body(receive) if length.isdigit() and int(length) <= self.most_bytes else None
-        if body is None:
+        if not length.isdigit() or int(length) > self.most_bytes:
             await _refuse(scope, receive, send, 413)
             return
+        body = await self._read(receive)
+        if isinstance(body, int):
+            await _refuse(scope, receive, send, body)
+            return
+        try:
+            await self._pass_on(scope, body, receive, send)
+        finally:
+            self._held -= len(body)
+
+    async def _pass_on(self, scope: Message, body: bytes, receive: Receive, send: Send) -> None:
         waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replayed() -> Message:
@@ -72,17 +85,29 @@ class Door:
 
         await self.app(scope, replayed, labelled)
 
-    async def _body(self, receive: Receive) -> bytes | None:
-        """The body of a request, whole; None of one that is larger than it says, or than it may be."""
-        parts, size, more = [], 0, True
-        while more:
-            message = await receive()
-            part = message.get("body", b"")
-            size += len(part)
-            if size > self.most_bytes:
-                return None
-            parts.append(part)
-            more = message.get("more_body", False)  # also of a visitor who has left
+    async def _read(self, receive: Receive) -> bytes | int:
+        """The body of a request, whole, which is held from now on; or the status that it is refused with."""
+        parts: list[bytes] = []
+        size, whole = 0, False
+        try:
+            async with asyncio.timeout(SECONDS):
+                while not whole:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return 408  # to nobody
+                    part = message.get("body", b"")
+                    size, self._held = size + len(part), self._held + len(part)
+                    if size > self.most_bytes:
+                        return 413
+                    if self._held > AT_ONCE * self.most_bytes:
+                        return 503
+                    parts.append(part)
+                    whole = not message.get("more_body", False)
+        except TimeoutError:
+            return 408
+        finally:
+            if not whole:
+                self._held -= size
         return b"".join(parts)
 
 
@@ -97,7 +122,12 @@ async def _refuse(scope: Message, receive: Receive, send: Send, status: int) -> 
         await receive()
         await send({"type": "websocket.close", "code": 1008})
         return
-    text = {404: b"there is nothing here", 413: b"the request is too large"}[status]
+    text = {
+        404: b"there is nothing here",
+        408: b"the request did not come in time",
+        413: b"the request is too large",
+        503: b"too many photos are on their way; try again in a moment",
+    }[status]
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(text)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": [*headers, (b"connection", b"close")]})
     await send({"type": "http.response.body", "body": text})
