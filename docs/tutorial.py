@@ -26,6 +26,8 @@ from adaptface.export import export_peft
 from adaptface.onnx_export import export_onnx
 
 checkout = Path(adaptface.__file__).resolve().parents[1]
+if not (checkout / "train_accelerate.py").is_file():
+    raise SystemExit("this tutorial runs the scripts of a checkout: install it there, pip install -e '.[gallery,onnx]'")
 work = Path(os.environ.get("ADAPTFACE_TUTORIAL") or tempfile.mkdtemp(prefix="adaptface-tutorial-")).absolute()
 run = work / "run"
 

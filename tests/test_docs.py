@@ -1,6 +1,7 @@
 """The documentation: docstrings, the reference made of them, the pages' code, and the two READMEs."""
 
 import ast
+import itertools
 import os
 import re
 import subprocess
@@ -240,3 +241,19 @@ def test_links_lead_somewhere(page: str) -> None:
     for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text(encoding="utf-8")):
         if "://" not in link:
             assert (path.parent / link).exists(), f"{page}: {link}"
+
+
+@pytest.mark.slow
+def test_the_hubs_commands_exist() -> None:
+    """Of the version that is tested; they were renamed before."""
+    pages = [ROOT / "README.md", ROOT / "space/README.md", *(ROOT / "docs").glob("*.md")]
+    lines = [line for page in pages for line in re.findall(r"^hf .*", page.read_text(encoding="utf-8"), re.MULTILINE)]
+    assert len(lines) >= 2
+    for line in lines:
+        words = line.split()
+        names = list(itertools.takewhile(str.isalpha, words[1:]))
+        command = [str(Path(sys.executable).with_name("hf")), *names, "--help"]
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+        assert done.returncode == 0, done.stderr
+        options = [word for word in words if word.startswith("--")]
+        assert all(re.search(rf"{option}\b", done.stdout) for option in options), line

@@ -230,7 +230,7 @@ def build(demo: Demo, name: str, training_data: str | None) -> gr.Blocks:
     with gr.Blocks(title="AdaptFace", analytics_enabled=False) as page:
         gr.HTML(
             '<div class="af"><h1>AdaptFace</h1><p>Face embeddings from a frozen DINOv2 and domain-aware adapters. '
-            '<span class="af-note">Photos are looked at in memory and dropped with the answer; nothing is stored. '
+            '<span class="af-note">Photos are dropped with the answer and never written to a disk. '
             "Use photos of people who agreed to it.</span></p></div>"
         )
         if warning := views.banner(demo.config, training_data, demo.finds_faces):
