@@ -318,6 +318,41 @@ def test_aligned_crops_are_taken_as_they_are(browser: Browser, visit: str, embed
     assert "between the eyes ·" not in found["text"]
 
 
+def test_options_hold_in_every_tab(browser: Browser, visit: str, embedder: FaceEmbedder) -> None:
+    """The face in the middle of three, and pictures in which no face would be found."""
+    three = png(photo(1, 2, 3))
+    for name in ("Options", "the most central"):
+        browser(visit, "click", name=name)
+    browser.choose(visit, "a", three)
+    browser.choose(visit, "b", OTHER)
+    found = browser(visit, "press", name="Compare", answer="#af-compared")
+    answer = embedder.verify(three, OTHER, far=0.001, faces="central")
+    assert numbers(found["text"])[0] == pytest.approx(answer.similarity, abs=0.0011)
+    assert "the most central one was taken" in found["text"]
+    browser(visit, "tab", name="Search")
+    browser(visit, "fill", label="Name", text="Grace")
+    browser.choose(visit, "enroll", OTHER)
+    browser(visit, "press", name="Enroll", answer="#af-enrolled")
+    browser.choose(visit, "query", three)
+    found = browser(visit, "press", name="Search", answer="#af-searched")
+    assert f"similarity {answer.similarity:.3f}" in found["text"] and "1 in 1,000 pairs" in found["text"]
+    loose = browser(visit, "press", name="1 in 100", answer="#af-searched")["text"]
+    thresholds = [embedder.config.threshold(far) for far in (0.001, 0.01)]
+    for text, threshold in zip((found["text"], loose), thresholds, strict=True):
+        assert f"threshold {threshold:.3f}" in text
+
+    browser(visit, "click", name=ALIGNED)
+    square = png(Image.new("RGB", (112, 112), (90, 140, 60)))
+    browser(visit, "fill", label="Name", text="Square")
+    browser.choose(visit, "enroll", square)
+    assert browser(visit, "press", name="Enroll", answer="#af-enrolled")["text"].startswith("Square: 1 photo enrolled")
+    browser.choose(visit, "query", square)
+    assert browser(visit, "press", name="Search", answer="#af-searched")["text"].startswith("Square")
+    browser(visit, "tab", name="Look inside")
+    browser.choose(visit, "look", square)
+    assert browser(visit, "press", name="Look inside", answer="#af-looked")["toasts"] == []
+
+
 def test_a_gallery_is_searched(browser: Browser, visit: str) -> None:
     browser(visit, "tab", name="Search")
     browser.choose(visit, "query", SAME)
@@ -456,6 +491,11 @@ def test_what_the_page_does_not_need_is_shut(server: Server, method: str, path: 
     status, body = server.ask(method, path, b"{}" if method == "POST" else None)
     assert status == 404 and len(body) < 200
     assert server.files() == before
+
+
+def test_it_answers_to_this_machine_alone(server: Server) -> None:
+    with pytest.raises(OSError), socket.create_connection(("127.0.0.2", server.port), timeout=5):
+        pass
 
 
 def test_requests_are_bounded(server: Server) -> None:
