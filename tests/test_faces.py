@@ -152,6 +152,13 @@ def test_any_engine_can_compute(embedder: FaceEmbedder) -> None:
     assert found.embeddings.shape == (3, 3) and found.domain_weights is None and found[0].domain_mix is None
     one, two = ((2, 3, 56, 56), torch.float32, "cpu"), ((1, 3, 56, 56), torch.float32, "cpu")
     assert calls == [one, one, two, two]
+    calls.clear()
+    many = [crop(seed) for seed in range(19)]
+    found = FaceEmbedder(embedder.embedder, engine=engine).embed(many, 17, aligned=True)
+    assert [shape[0] for shape, *_ in calls] == [8, 8, 1] * 2 + [2, 2]  # a CPU's caches hold no more
+    for row in (0, 9, 16, 18):
+        alone = FaceEmbedder(embedder.embedder, engine=engine).embed(many[row], aligned=True)
+        np.testing.assert_allclose(found.embeddings[row], alone.embeddings[0], atol=1e-6)
 
 
 def test_batches_are_read_as_they_are_asked_for(embedder: FaceEmbedder) -> None:
