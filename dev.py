@@ -56,8 +56,9 @@ def install(environment: Path, *wanted: str, options: list[str]) -> None:
     probe = [str(python), "-m", "pip", "--version"]
     if not python.is_file() or subprocess.run(probe, capture_output=True, check=False).returncode:
         venv.create(environment, with_pip=True, clear=True)
-    # Compiling all modules takes as long as all else of it; Python compiles those that are imported.
     run("-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check", *options, python=python)
+    # pip would do this on one processor; without it each process would, where PYTHONDONTWRITEBYTECODE is set.
+    subprocess.run([str(python), "-m", "compileall", "-qq", "-j", "0", str(environment)], check=False)
     stamp.write_text(digest, encoding="utf-8")
 
 

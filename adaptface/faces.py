@@ -229,8 +229,8 @@ class FaceEmbedder:
             revision, code_revision (`str`, *optional*): commit, tag or branch, of the model and of its code.
             device (*optional*): the accelerator by default, else the CPU.
             dtype (`torch.dtype`): of the weights. Thresholds are measured in float32.
-            engine (`str`): what computes: `torch`, or on a CPU `onnx`, `onnx-int8`, `openvino`, `openvino-bf16`; see
-                [`~runtime.load_engine`]. docs/deploy.md says what each is worth.
+            engine (`str`): what computes: `torch`, `torch-compiled`, or on a CPU `onnx`, `onnx-int8`, `openvino`,
+                `openvino-bf16`; see [`~runtime.load_engine`]. docs/deploy.md says what each is worth.
             detector (*optional*): a [`FaceDetector`], or the path of its file; see [`~detection.detector_file`].
             token, local_files_only: for the Hub, as `from_pretrained` takes them.
         Raises:
@@ -487,7 +487,7 @@ class FaceEmbedder:
             raise ValueError(f"{name}: {str(error).removeprefix('Image image: ')}") from error
         return _Prepared(index, name, face, pixel_values, (*warnings, *_crop_warnings(crop)))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _embed(self, batch: list[_Prepared], errors: dict[int, str], flip: bool, on_error: str) -> FaceEmbeddings:
         if not batch:
             return self._none(errors)

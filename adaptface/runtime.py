@@ -1,6 +1,7 @@
 """One model, several engines: what computes `pixel_values -> features` is one argument.
 
-`torch` is the model itself, on any device. The others run on the CPU, from an ONNX file that is made once and kept.
+`torch` is the model itself, on any device, and `torch-compiled` the same by `torch.compile`. The others run on the CPU,
+from an ONNX file that is made once and kept.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from modeling_adaptface import AdaptFaceModel
 # Engine -> package that runs it; what each is worth stands in docs/deploy.md.
 ENGINES = {
     "torch": "torch",
+    "torch-compiled": "torch",
     "onnx": "onnxruntime",
     "onnx-int8": "onnxruntime",
     "openvino": "openvino",
@@ -41,11 +43,11 @@ def load_engine(model: AdaptFaceModel, name: str, *, cache_dir: Path | None = No
     """Something to call with `pixel_values` (B, 3, S, S), an array or a tensor, of any batch size B.
 
     It returns raw features (B, E), float32, and the weights of the experts (B, K), or None without a router. It may be
-    called from several threads. All but `torch` compute with the weights that the model has now, and with as many
-    threads as torch has now.
+    called from several threads. All but `torch` and `torch-compiled` compute with the weights that the model has now,
+    and with as many threads as torch has now.
 
     Args:
-        model (`AdaptFaceModel`): for all but `torch` on the CPU. `torch` calls it, and puts it into evaluation mode.
+        model (`AdaptFaceModel`): for all but these two on the CPU. These call it, and put it into evaluation mode.
         name (`str`): one of `ENGINES`.
         cache_dir (`Path`, *optional*): where converted models are kept, which hold the base's weights; default: see
             [`~cache.default_cache_dir`].
@@ -53,12 +55,14 @@ def load_engine(model: AdaptFaceModel, name: str, *, cache_dir: Path | None = No
         ImportError: a package is missing; names the extra to install.
         OSError: the cache cannot be written.
         ValueError: there is no such engine, the model is on another device, this processor lacks what the engine
-            needs, or the model cannot be converted.
+            needs, or the model cannot be converted or compiled.
     """
     if name not in ENGINES:
         raise ValueError(f"engine {name!r}: choose one of {', '.join(ENGINES)}")
     if name == "torch":
         return _TorchEngine(model)
+    if name == "torch-compiled":
+        return _CompiledEngine(model)
     if model.device.type != "cpu":
         raise ValueError(f"engine {name!r} runs on the CPU and the model is on {model.device}: choose 'torch'")
     core: Any = _openvino_core() if ENGINES[name] == "openvino" else None
@@ -109,12 +113,34 @@ class EngineEmbedder:
 class _TorchEngine:
     def __init__(self, model: AdaptFaceModel) -> None:
         self._model: Any = model.eval()
+        self._call: Any = model
 
     def __call__(self, pixel_values: torch.Tensor | np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
         with torch.no_grad():
             images = torch.as_tensor(pixel_values).to(self._model.device, self._model.dtype)
-            output = self._model(images)
+            output = self._call(images)
         return output.features, output.domain_weights
+
+
+class _CompiledEngine(_TorchEngine):
+    """Compiles for one image now, for other batches when the first one comes, and then no more."""
+
+    def __init__(self, model: AdaptFaceModel) -> None:
+        super().__init__(model)
+        self._lock = threading.Lock()  # compilers take turns
+        self._call = torch.compile(model)
+        side = model.config.image_size
+        try:
+            self(torch.zeros(1, 3, side, side))
+        except Exception as error:  # of compilers, which have no class in common
+            raise ValueError(
+                "engine 'torch-compiled': torch.compile does not work here; on a CPU it needs a C++ compiler "
+                f"({(str(error).strip() or type(error).__name__).splitlines()[0]}). Install one, or choose 'torch'"
+            ) from error
+
+    def __call__(self, pixel_values: torch.Tensor | np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
+        with self._lock:
+            return super().__call__(pixel_values)
 
 
 class _OnnxEngine:

@@ -321,12 +321,12 @@ def test_thresholds_are_calibrated_on_the_folds_of_the_list() -> None:
 @pytest.mark.distributed
 def test_several_processes_measure_what_one_does(tiny_backbone_dir: Path, benchmark_path: Path, tmp_path: Path) -> None:
     rows = []
-    for processes in (1, 2, 3):
+    for processes in (1, 3):
         out = tmp_path / str(processes)
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         command += ["eval_benchmarks.py", "--zero_shot", str(tiny_backbone_dir), "--benchmark", str(benchmark_path)]
         command += ["--output_dir", str(out), "--no_plots", "--device", "cpu"]
-        # 80 images: 7 batches, the last of 8; two and three processes do it again to be equally busy
+        # 80 images: 7 batches, the last of 8; three processes do some again to be equally busy
         command += ["--batch_size", "12", "--cache_dir", str(out / "cache")]
         environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -335,7 +335,7 @@ def test_several_processes_measure_what_one_does(tiny_backbone_dir: Path, benchm
         (row,) = json.loads((out / "results.json").read_text(encoding="utf-8"))["results"]
         assert row["embedded"] == 80
         rows.append({key: value for key, value in row.items() if key not in ("seconds", "images_per_second")})
-    assert rows[0] == rows[1] == rows[2]
+    assert rows[0] == rows[1]
 
 
 def test_results_are_written_whole_or_not_at_all(tmp_path: Path) -> None:

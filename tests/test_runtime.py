@@ -61,7 +61,9 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "bound"), [("onnx", 1e-5), ("openvino", 1e-5), ("onnx-int8", 0.15)])
+@pytest.mark.parametrize(
+    ("name", "bound"), [("torch-compiled", 1e-5), ("onnx", 1e-5), ("openvino", 1e-5), ("onnx-int8", 0.15)]
+)
 def test_an_engine_computes_what_the_model_does(
     tiny_model: AdaptFaceModel, cache: Path, name: str, bound: float
 ) -> None:
@@ -77,12 +79,13 @@ def test_an_engine_computes_what_the_model_does(
     first, _ = engine(noise(7))
     engine(noise(7).flip(0))
     torch.testing.assert_close(first, engine(noise(7))[0])  # no view of memory that the next call writes to
-    with pytest.raises(ValueError, match=r"takes \(B, 3, 56, 56\)"):
-        engine(torch.zeros(1, 3, 70, 70))
+    if not name.startswith("torch"):
+        with pytest.raises(ValueError, match=r"takes \(B, 3, 56, 56\)"):
+            engine(torch.zeros(1, 3, 70, 70))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["onnx", "openvino"])
+@pytest.mark.parametrize("name", ["torch-compiled", "onnx", "openvino"])
 def test_threads_may_share_an_engine(tiny_model: AdaptFaceModel, cache: Path, name: str) -> None:
     engine = load_engine(tiny_model, name, cache_dir=cache)
     batches = [noise(40)[i : i + 1 + i % 3] for i in range(36)]
@@ -205,7 +208,7 @@ def test_refusals(tiny_model: AdaptFaceModel, tmp_path: Path, monkeypatch: pytes
             load_engine(tiny_model, "openvino", cache_dir=tmp_path)
     elsewhere = tiny_model.to("meta")  # stands for a GPU
     for name in ENGINES:
-        if name != "torch":
+        if not name.startswith("torch"):
             with pytest.raises(ValueError, match=f"{name}.* on meta: choose 'torch'"):
                 load_engine(elsewhere, name, cache_dir=tmp_path)
     assert not list(tmp_path.iterdir())
@@ -235,6 +238,18 @@ def test_openvino_computes_as_asked(
     ((device, settings),) = asked
     assert device == "CPU" and settings["INFERENCE_PRECISION_HINT"] == precision
     assert (settings["INFERENCE_NUM_THREADS"], settings["NUM_STREAMS"]) == (7, 1)
+
+
+def test_without_a_compiler_nothing_is_compiled(tiny_model: AdaptFaceModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(model: Any) -> Any:
+        def call(images: torch.Tensor) -> Any:
+            raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nand a long story")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler \(InvalidCxxCompiler: .* found\)\. Install one, or"):
+        load_engine(tiny_model, "torch-compiled")
 
 
 def test_evaluation_takes_an_engine(

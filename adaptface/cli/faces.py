@@ -41,7 +41,8 @@ Detector = Annotated[
 Aligned = Annotated[bool, typer.Option("--aligned", help="Images are aligned, square face crops: look for no face.")]
 Which = Annotated[Faces, typer.Option("--faces", help="Which face of a photo.")]
 Engine = Annotated[
-    str, typer.Option(help="What computes: torch, or on a CPU onnx, onnx-int8, openvino, openvino-bf16.")
+    str,
+    typer.Option(help="What computes: torch, torch-compiled, or on a CPU onnx, onnx-int8, openvino, openvino-bf16."),
 ]
 Far = Annotated[float, typer.Option(help="False accept rate of the threshold, one that was measured for the model.")]
 Threshold = Annotated[
