@@ -190,7 +190,7 @@ def test_a_damaged_conversion_is_named(
 
 
 def test_refusals(tiny_model: AdaptFaceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"engine 'tensorrt': choose one of torch, onnx, .*openvino"):
+    with pytest.raises(ValueError, match=r"engine 'tensorrt': choose one of torch, torch-compiled, onnx, .*openvino"):
         load_engine(tiny_model, "tensorrt")
 
     class Core:
