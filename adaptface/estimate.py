@@ -41,6 +41,7 @@ from modeling_adaptface import AdaptFaceModel
 
 CASIA = (490_623, 10_572)  # images and identities of CASIA-WebFace as insightface distributes it
 MEASURED_STEPS, MEASURED_IMAGES = 3, 64
+COUNTED_IMAGES = 8  # of a step whose operations are counted: it takes more memory an image than one that is measured
 MEMORY_SHARE = 0.9  # of what is free, that a run may take
 LARGEST_BATCH = 4096  # larger ones are not asked for
 
@@ -246,8 +247,8 @@ def measure_steps(settings: TrainSettings, identities: int, device: str, batch: 
     labels = torch.randint(identities, (batch,), device=accelerator.device)
     domains = torch.randint(config.num_domains, (batch,), device=accelerator.device)
 
-    def step() -> None:
-        accelerator.backward(wrapped(pixels, labels, domains)["loss"])
+    def step(images: int = batch) -> None:
+        accelerator.backward(wrapped(pixels[:images], labels[:images], domains[:images])["loss"])
         accelerator.clip_grad_norm_(parameters, settings.gradient_clip)
         optimizer.step()
         optimizer.zero_grad()
@@ -262,9 +263,10 @@ def measure_steps(settings: TrainSettings, identities: int, device: str, batch: 
         seconds.append(time.perf_counter() - start)
     memory = peak_memory(accelerator.device)
     # The counter knows no fused attention of CPUs; as matrix products its operations are the same.
+    counted = min(batch, COUNTED_IMAGES)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        step()
-    return Measured(batch, statistics.median(seconds), memory, float(counter.get_total_flops()))
+        step(counted)
+    return Measured(batch, statistics.median(seconds), memory, batch / counted * counter.get_total_flops())
 
 
 def _geometry(settings: TrainSettings) -> Dinov2Config:
